@@ -1,0 +1,1 @@
+"""Drivers: one for each table or figure."""

@@ -1,0 +1,240 @@
+"""Plumbing that every driver shares: command line, output folder, log, resume, timing."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+from sinkflow import checkpoint, parallel, train
+
+Config = TypeVar("Config")
+COMPILE_EVENT = "/jax/core/compile/"
+PACKAGES = ("sinkflow", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "POT", "numpy")
+
+
+def cli(config_class: type[Config], description: str) -> Config:
+    """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
+    smoke = "--smoke" in sys.argv[1:]
+    default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
+    return tyro.cli(config_class, default=default, description=description)
+
+
+def fail_clearly(main: Callable[[Config], Any], config: Config) -> None:
+    """Runs a driver; what the user can mend ends as one line, not as a traceback."""
+    try:
+        main(config)
+    except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
+        if os.environ.get("SINKFLOW_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def progress(description: str) -> Callable:
+    """A wrapper of iterables that shows a bar on a terminal."""
+    return lambda iterable, **options: tqdm(iterable, description, disable=None, **options)
+
+
+def require_finite(name: str, values: Any) -> None:
+    """Raises ValueError with the number of non-finite rows of a cloud."""
+    rows = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=1)
+    if rows.any():
+        raise ValueError(f"{name}: {rows.sum()} of {len(rows)} particles are not finite")
+
+
+class Run:
+    """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
+
+    Raises:
+      ValueError: the folder cannot be written, or belongs to a run with another config.
+    """
+
+    def __init__(self, config: Any):
+        self.config = dataclasses.asdict(config)
+        self.settings = {name: self.config[name] for name in self.config if name != "out"}
+        self.out = pathlib.Path(config.out)
+        self.times: dict[str, float] = {"compile": 0.0}
+        self.resumed_from: int | None = None
+        self.start = time.perf_counter()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.out):
+                pass
+        except OSError as error:
+            raise ValueError(f"out is {self.out}: cannot write there ({error.strerror})") from None
+        saved = self.out / "config.json"
+        if saved.exists():
+            checkpoint.check_config(self.out, json.loads(saved.read_text()), self.settings)
+        else:
+            write_json(saved, self.settings)
+        self.log_file = self.out / "metrics.jsonl"
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
+
+    def _count_compilation(self, event: str, duration: float, **_):
+        if event.startswith(COMPILE_EVENT):
+            self.times["compile"] += duration
+
+    @contextlib.contextmanager
+    def timed(self, phase: str):
+        """Adds the block's seconds, without compilation, to ``times[phase]``."""
+        begin, compiled = time.perf_counter(), self.times["compile"]
+        yield
+        seconds = time.perf_counter() - begin - (self.times["compile"] - compiled)
+        self.times[phase] = self.times.get(phase, 0.0) + seconds
+
+    def log(self, step: int, **values: Any) -> None:
+        """Appends a line to metrics.jsonl.
+
+        Raises:
+          FloatingPointError: a value is not finite.
+        """
+        values = {name: float(value) for name, value in values.items()}
+        bad = {name: value for name, value in values.items() if not np.isfinite(value)}
+        if bad:
+            raise FloatingPointError(f"step {step}: {bad}; lower learning_rate or look at the data")
+        with self.log_file.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def logged(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one logged quantity."""
+        lines = [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        return [line["step"] for line in lines], [line[name] for line in lines]
+
+    def forget_after(self, step: int) -> None:
+        """Drops log lines past a restored step, and a line that a kill left half-written."""
+        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_text(self.log_file, "".join(line + "\n" for line in kept))
+
+    def restored(self, name: str, like: Any, make: Callable[[], Any]) -> Any:
+        """What an earlier start of this run saved under ``name``, or ``make()``, then saved."""
+        folder = self.out / name
+        if checkpoint.latest_step(folder) is not None:
+            return checkpoint.restore(folder, like, self.settings)
+        made = make()
+        checkpoint.save(folder, 0, made, self.settings)
+        return made
+
+    def finish(self, **results: Any) -> dict[str, Any]:
+        """Writes result.json: results, config, commit, versions, device and times."""
+        times = {**self.times, "total": time.perf_counter() - self.start}
+        result = {
+            **results,
+            "times": {name: round(seconds, 2) for name, seconds in times.items()},
+            "resumed_from": self.resumed_from,
+            "config": self.config,
+            "commit": commit(),
+            "versions": {"python": platform.python_version(), **versions()},
+            "device": device(),
+        }
+        write_json(self.out / "result.json", result)
+        return result
+
+
+def fit(
+    run: Run,
+    state: train.TrainState,
+    steps: train.Step,
+    data: Any,
+    *,
+    num_steps: int,
+    steps_per_call: int,
+    checkpoint_every: int,
+) -> train.TrainState:
+    """Trains to ``num_steps``, resuming from the newest checkpoint and writing new ones.
+
+    Args:
+      run: owns the folder and the log.
+      state: fresh state; replaced by the checkpoint's if there is one.
+      steps: from :func:`sinkflow.train.make_steps`, doing ``steps_per_call`` steps.
+      data: its second argument, leading axes divisible by the number of devices.
+      num_steps: optimiser steps in all.
+      steps_per_call: optimiser steps of one dispatched call.
+      checkpoint_every: optimiser steps between checkpoints.
+
+    Raises:
+      ValueError: step counts that are not multiples of one another.
+    """
+    for name, count in (("train_steps", num_steps), ("checkpoint_every", checkpoint_every)):
+        if count < 1 or count % steps_per_call:
+            raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
+    folder = run.out / "checkpoints"
+    if checkpoint.latest_step(folder) is not None:
+        state = checkpoint.restore(folder, state, run.settings)
+        run.resumed_from = int(state.step)
+    done = int(state.step)
+    run.forget_after(done)
+    advance, data = parallel.pmap_step(steps), parallel.shard(data)
+    with tqdm(total=num_steps, initial=done, desc="training", disable=None) as bar:
+        while done < num_steps:
+            state, info = advance(state, data)
+            done += steps_per_call
+            run.log(done, **info._asdict())
+            bar.update(steps_per_call)
+            bar.set_postfix(loss=f"{float(info.loss):.4g}")
+            if done % checkpoint_every == 0 or done == num_steps:
+                checkpoint.save(folder, done, state, run.settings)
+    return state
+
+
+def check_batch(batch_size: int) -> int:
+    """Rows of each device's share of a batch.
+
+    Raises:
+      ValueError: a batch that the local devices cannot share evenly.
+    """
+    count = jax.local_device_count()
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of {count} devices")
+    return batch_size // count
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def commit() -> str:
+    """The checkout's commit, marked when files differ from it; "unknown" outside one."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    installed = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
+
+
+def device() -> dict[str, Any]:
+    """Kind and number of the devices that ran, and the host's cores."""
+    kinds = sorted({d.device_kind for d in jax.local_devices()})
+    count = jax.local_device_count()
+    return {"kind": ", ".join(kinds), "count": count, "host_cores": os.cpu_count()}

@@ -1,0 +1,153 @@
+"""Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sinkflow import costs
+from sinkflow.sinkhorn import SinkhornOutput, check_problem, sinkhorn, sinkhorn_self
+from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
+
+
+class VelocityInfo(NamedTuple):
+    """The two solves behind one velocity: their worse error, and each one's output.
+
+    ``xy`` is cloud to target, ``xx`` cloud to its self reference. ``neighbours`` is the
+    effective number of targets a particle is sent to, mean of 1 / sum_j pi~_ij^2 over
+    particles, with pi~ the row-normalised plan (1: a matching, m: everything averaged).
+    """
+
+    converged: Bool[Array, ""]
+    marginal_error: Scalar
+    neighbours: Scalar
+    xy: SinkhornOutput
+    xx: SinkhornOutput
+
+
+@jax.jit
+def barycentric_map(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    g: Float[Array, "m"],
+    epsilon: ScalarLike,
+    b: Float[Array, "m"] | None = None,
+) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    r"""Barycentric projection :math:`T(x_i) = \sum_j \tilde\pi_{ij} y_j` of an entropic plan.
+
+    :math:`\tilde\pi_{ij} \propto b_j e^{(g_j - C_ij)/\varepsilon}` with rows of sum 1, so ``x``
+    may be any points, also ones that were not in the solve.
+
+    Args:
+      x: points to map [length].
+      y: target particles [length].
+      g: their potential [length^2], from :func:`sinkflow.sinkhorn`.
+      epsilon: the regularisation ``g`` was solved with [length^2].
+      b: target weights, sum 1; default uniform.
+
+    Returns:
+      The images [n, d] [length] and each point's effective number of neighbours
+      1 / sum_j pi~_ij^2 [n].
+
+    Source:
+      Peyre and Cuturi 2019, arXiv:1803.00567, remark 4.11; METHOD: T_xy.
+    """
+    logits = (g[None, :] - costs.squared_euclidean(x, y)) / epsilon
+    log_b = 0.0 if b is None else jnp.log(b)[None, :]
+    plan = jax.nn.softmax(logits + log_b, axis=1)
+    images = jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST)
+    return images, 1 / jnp.sum(plan**2, axis=1)
+
+
+def sinkhorn_velocity(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    epsilon: ScalarLike,
+    *,
+    a: Float[Array, "n"] | None = None,
+    b: Float[Array, "m"] | None = None,
+    self_cloud: Float[Array, "k d"] | None = None,
+    xy_init: Float[Array, "m"] | None = None,
+    xx_init: Float[Array, "k"] | None = None,
+    threshold: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 5_000,
+) -> tuple[Float[Array, "n d"], VelocityInfo]:
+    r"""Velocity of the Wasserstein gradient flow of the Sinkhorn divergence.
+
+    .. math:: v(x_i) = T_{xy}(x_i) - T_{xx}(x_i)
+              = -\tfrac1{a_i} \frac{\partial S_\varepsilon}{\partial x_i},
+
+    pointing the way particles move, for the cost :math:`\tfrac12\|x - y\|^2`.
+
+    Args:
+      x: particles [length].
+      y: target particles [length].
+      epsilon: entropic regularisation [length^2].
+      a: weights of ``x`` (sum 1, default uniform).
+      b: weights of ``y``, likewise.
+      self_cloud: reference of the self term. Default ``x`` itself: the exact gradient
+        of the empirical divergence. A second independent cloud of the same law removes
+        the contraction that the same cloud causes in high dimension.
+      xy_init: potential g of a nearby cloud-to-target solve (``info.xy.g``).
+      xx_init: the same for the self solve (``info.xx.g``).
+      threshold: L1 marginal error [mass, total 1] at which each solve stops.
+      max_iterations: cap on the iterations of each solve.
+
+    Returns:
+      The velocity [n, d] [length per unit flow time] and a :class:`VelocityInfo`.
+
+    Raises:
+      ValueError: as :func:`sinkflow.sinkhorn`.
+
+    Source:
+      Zhu et al., arXiv:2401.14069, eq. for the empirical velocity; the independent
+      reference cloud: arXiv:2605.11755.
+    """
+    x, y, a, b = check_problem(x, y, epsilon, a, b)
+    limits = {"threshold": threshold, "max_iterations": max_iterations}
+    xy = sinkhorn(x, y, epsilon, a=a, b=b, g_init=xy_init, **limits)
+    if self_cloud is None:
+        self_cloud, weights = x, a
+        xx = sinkhorn_self(x, epsilon, a=a, f_init=xx_init, **limits)
+    else:
+        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
+        weights = None
+        xx = sinkhorn(x, self_cloud, epsilon, a=a, g_init=xx_init, **limits)
+    towards_target, neighbours = barycentric_map(x, y, xy.g, epsilon, b)
+    towards_self, _ = barycentric_map(x, self_cloud, xx.g, epsilon, weights)
+    info = VelocityInfo(
+        xy.converged & xx.converged,
+        jnp.maximum(xy.marginal_error, xx.marginal_error),
+        jnp.mean(neighbours),
+        xy,
+        xx,
+    )
+    return towards_target - towards_self, info
+
+
+def sinkhorn_divergence(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    epsilon: ScalarLike,
+    *,
+    a: Float[Array, "n"] | None = None,
+    b: Float[Array, "m"] | None = None,
+    threshold: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 5_000,
+) -> tuple[Scalar, Bool[Array, ""]]:
+    r"""Sinkhorn divergence :math:`W_\varepsilon(x,y) - \tfrac12 W_\varepsilon(x,x) - \tfrac12 W_\varepsilon(y,y)`.
+
+    Arguments and errors are those of :func:`sinkflow.sinkhorn`.
+
+    Returns:
+      The divergence [length^2] and whether all three solves converged.
+
+    Source:
+      Genevay, Peyre, Cuturi 2018, arXiv:1706.00292; Feydy et al. 2019, arXiv:1810.08278.
+    """
+    limits = {"threshold": threshold, "max_iterations": max_iterations}
+    xy = sinkhorn(x, y, epsilon, a=a, b=b, **limits)
+    xx = sinkhorn_self(x, epsilon, a=a, **limits)
+    yy = sinkhorn_self(y, epsilon, a=b, **limits)
+    value = xy.value - 0.5 * (xx.value + yy.value)
+    return value, xy.converged & xx.converged & yy.converged

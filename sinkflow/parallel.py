@@ -1,0 +1,34 @@
+"""Data parallelism over local devices; the only module that names pmap."""
+
+import functools
+
+import jax
+import numpy as np
+
+AXIS = "devices"
+
+
+def shard(batch):
+    """Splits the leading axis of every leaf evenly over the local devices and places it there.
+
+    Raises:
+      ValueError: a leading axis that the number of devices does not divide.
+    """
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+    def split(leaf):
+        if leaf.shape[0] % len(devices):
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} cannot be split evenly over {len(devices)} devices"
+            )
+        return jax.device_put(leaf.reshape(len(devices), -1, *leaf.shape[1:]), sharding)
+
+    return jax.tree.map(split, batch)
+
+
+def pmap_step(step):
+    """Maps ``step(state, batch, *, axis_name)`` over devices, state replicated and donated."""
+    step = functools.partial(step, axis_name=AXIS)
+    return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0)

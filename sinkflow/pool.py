@@ -1,0 +1,189 @@
+"""Trajectory pool: rows (x, t, velocity) of many flows, resident on the device."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkflow import flow
+from sinkflow.types import Array, Float, PRNGKey, ScalarLike
+
+Sampler = Callable[[PRNGKey, int], Array]
+TIMES = ("geodesic", "flow")
+
+
+class Pool(NamedTuple):
+    """Particles' paths: row i, step k starts at x [length] and time t and moves with velocity.
+
+    ``width`` is how long it keeps that velocity: the segment's length in geodesic time, 0
+    in flow time, where only the stored states themselves are rows.
+    """
+
+    x: Float[Array, "rows steps d"]
+    velocity: Float[Array, "rows steps d"]
+    t: Float[Array, "rows steps"]
+    width: Float[Array, "rows steps"]
+
+
+class Rows(NamedTuple):
+    """A batch to match velocities on."""
+
+    x: Float[Array, "batch d"]
+    t: Float[Array, "batch"]
+    velocity: Float[Array, "batch d"]
+
+
+class PoolInfo(NamedTuple):
+    """Certificates of all solves, one per cloud and step."""
+
+    converged: np.ndarray
+    marginal_error: np.ndarray
+    neighbours: np.ndarray
+    num_iterations: np.ndarray
+
+
+def build(
+    key: PRNGKey,
+    source: Sampler,
+    target: Sampler,
+    *,
+    num_clouds: int,
+    num_particles: int,
+    epsilon: ScalarLike,
+    step_sizes: Float[Array, "steps"],
+    time: str = "geodesic",
+    clouds_per_call: int = 1,
+    threshold: ScalarLike = 1e-3,
+    max_iterations: int = 5_000,
+    allow_unconverged: bool = False,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[Pool, PoolInfo]:
+    """Simulates flows between fresh clouds and keeps every state and velocity.
+
+    Args:
+      key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
+      source: ``(key, n) -> [n, d]``. Static, like ``target``: no fresh lambda a call.
+      target: likewise.
+      num_clouds: pairs of clouds, one flow each.
+      num_particles: particles in each cloud.
+      epsilon: entropic regularisation [length^2].
+      step_sizes: of the flow [flow time]; in geodesic time the last one must be 1.
+      time: "geodesic" (s in [0, 1], 1 - s_{k+1} = (1 - s_k)(1 - step)) or "flow" (the
+        paper's t_k, the sum of steps).
+      clouds_per_call: clouds simulated side by side; they wait for the slowest solve.
+      threshold: L1 marginal error [mass, total 1] of each solve.
+      max_iterations: cap on each solve's iterations.
+      allow_unconverged: keep the pool even if some solves did not converge.
+      progress: wraps the iteration over calls, for a progress bar.
+
+    Raises:
+      ValueError: unknown time, no clouds or particles, or geodesic time without a full last step.
+      RuntimeError: some solves did not converge (unless allowed), with their count and
+        the worst marginal error.
+
+    Source:
+      arXiv:2401.14069, algorithm 1; geodesic time is ours.
+    """
+    for name, count in (("num_clouds", num_clouds), ("num_particles", num_particles)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+    if clouds_per_call < 1 or num_clouds % clouds_per_call:
+        raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds} clouds")
+    if time not in TIMES:
+        raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
+    if time == "geodesic" and float(step_sizes[-1]) != 1:
+        raise ValueError(
+            f"step_sizes ends with {float(step_sizes[-1])}; geodesic time ends with a full step of 1"
+        )
+    pools, infos = [], []
+    for first in progress(range(0, num_clouds, clouds_per_call)):
+        indices = jnp.arange(first, first + clouds_per_call)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        trajectory, info = _simulate(
+            keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles
+        )
+        pools.append(_from_trajectories(trajectory, step_sizes, time))
+        infos.append(info)
+    info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
+    if not (allow_unconverged or info.converged.all()):
+        failed = int(np.sum(~info.converged))
+        raise RuntimeError(
+            f"{failed} of {info.converged.size} Sinkhorn solves did not converge (worst marginal "
+            f"error {np.max(info.marginal_error):.2g}, wanted {float(threshold):.2g}): raise "
+            "epsilon or max_iterations, or allow an unconverged pool"
+        )
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
+
+
+@functools.partial(jax.jit, static_argnames=("source", "target", "num_particles"))
+def _simulate(
+    keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles
+):
+    def simulate(key):
+        key_x, key_y = jax.random.split(key)
+        x, y = source(key_x, num_particles), target(key_y, num_particles)
+        limits = {"threshold": threshold, "max_iterations": max_iterations}
+        _, trajectory, info = flow.run(x, y, epsilon, step_sizes, **limits)
+        return trajectory, PoolInfo(*info[1:])
+
+    return jax.vmap(simulate)(keys)
+
+
+@functools.partial(jax.jit, static_argnames="time")
+def _from_trajectories(trajectory, step_sizes, time) -> Pool:
+    """Rows of stacked trajectories [clouds, steps, n, ...], particles first."""
+    clouds, _, n, _ = trajectory.x.shape
+    x, velocity = (
+        jnp.moveaxis(leaf, 2, 1).reshape(clouds * n, *leaf.shape[1:2], leaf.shape[3])
+        for leaf in (trajectory.x, trajectory.velocity)
+    )
+    t, width = jnp.cumsum(step_sizes) - step_sizes, jnp.zeros_like(step_sizes)
+    if time == "geodesic":
+        remaining = jnp.cumprod(1 - step_sizes)  # 1 - s after each step
+        before = jnp.concatenate([jnp.ones(1, remaining.dtype), remaining[:-1]])
+        t, width = 1 - before, before - remaining
+        velocity = velocity / before[:, None]  # dx/ds = v dt/ds, constant over the segment
+    t, width = (jnp.broadcast_to(leaf, (clouds * n, leaf.shape[0])) for leaf in (t, width))
+    return Pool(x, velocity, t, width)
+
+
+def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
+    """Rows drawn with replacement, at uniform times, for use inside a jitted step.
+
+    In geodesic time a segment is drawn in proportion to its width and the row lies at a
+    uniform place on it; in flow time the row is a stored state.
+    """
+    key_row, key_step, key_place = jax.random.split(key, 3)
+    row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
+    width = pool.width[row]
+    weights = jnp.where(jnp.sum(width, axis=1, keepdims=True) > 0, width, 1.0)
+    k = jax.random.categorical(key_step, jnp.log(weights))
+    elapsed = jax.random.uniform(key_place, (batch_size,)) * pool.width[row, k]
+    velocity = pool.velocity[row, k]
+    return Rows(pool.x[row, k] + elapsed[:, None] * velocity, pool.t[row, k] + elapsed, velocity)
+
+
+def abstract(rows: int, steps: int, dim: int, dtype=jnp.float32) -> Pool:
+    """Shapes of a pool without its memory, for restoring one from a checkpoint."""
+    array, times = ((rows, steps, dim), (rows, steps))
+    return Pool(*(jax.ShapeDtypeStruct(shape, dtype) for shape in (array, array, times, times)))
+
+
+def summary(info: PoolInfo) -> dict[str, float | int]:
+    """A pool's certificates in numbers: solves, unconverged ones, errors, iterations, neighbours."""
+    return {
+        "solves": int(np.size(info.converged)),
+        "unconverged": int(np.sum(~np.asarray(info.converged))),
+        "worst_marginal_error": float(np.max(info.marginal_error)),
+        "mean_iterations": float(np.mean(info.num_iterations)),
+        "neighbours_first": float(np.mean(info.neighbours[:, 0])),
+        "neighbours_last": float(np.mean(info.neighbours[:, -1])),
+    }
+
+
+def horizon(step_sizes: Float[Array, "steps"], time: str) -> float:
+    """The time at which a field trained on such a pool ends: 1, or the sum of the steps."""
+    return 1.0 if time == "geodesic" else float(np.sum(np.asarray(step_sizes, np.float64)))

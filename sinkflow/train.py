@@ -1,0 +1,95 @@
+"""Velocity-field matching: state, loss and pure training steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sinkflow.types import Array, Int, PRNGKey, Scalar, ScalarLike
+
+Step = Callable[..., tuple["TrainState", "TrainInfo"]]
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from step to step."""
+
+    step: Int[Array, ""]
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+class TrainInfo(NamedTuple):
+    """What a person wants to see of a step."""
+
+    loss: Scalar
+    gradient_norm: Scalar
+
+
+def init(key: PRNGKey, model, optimizer: optax.GradientTransformation, dim: int) -> TrainState:
+    """Fresh parameters for clouds of dimension ``dim``; the moving average starts at them."""
+    params = model.init(key, jnp.zeros((1, dim)), jnp.zeros(1))
+    # A copy: a step that donates the state must not meet one buffer twice.
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+
+
+def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
+    """Mean over rows of the squared distance between field and velocity [length^2 / time^2].
+
+    Source: arXiv:2401.14069, velocity-field matching.
+    """
+    error = apply_fn(params, rows.x, rows.t) - rows.velocity
+    return jnp.mean(jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=1))
+
+
+def make_step(
+    apply_fn: Callable, optimizer: optax.GradientTransformation, *, ema_decay: ScalarLike
+) -> Step:
+    """A pure ``step(state, rows, *, axis_name=None)``: gradient, update, moving average.
+
+    With ``axis_name`` gradients are averaged over that mapped axis, so that equal shards
+    of one batch give the step of the whole batch.
+    """
+
+    def step(state: TrainState, rows, *, axis_name: str | None = None):
+        loss_fn = lambda params: velocity_matching_loss(apply_fn, params, rows)
+        loss, gradient = jax.value_and_grad(loss_fn)(state.params)
+        if axis_name is not None:
+            loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        info = TrainInfo(loss, optax.global_norm(gradient))
+        return TrainState(state.step + 1, params, average, opt_state), info
+
+    return step
+
+
+def make_steps(step: Step, sample: Callable, num_steps: int) -> Step:
+    """Several steps in one call, rows drawn on the device.
+
+    Args:
+      step: from :func:`make_step`.
+      sample: ``(data, key) -> rows``, for example :func:`sinkflow.pool.sample` with its
+        batch size filled in.
+      num_steps: steps of one call.
+
+    Returns:
+      ``steps(state, (data, key), *, axis_name=None) -> (state, mean info)``; ``key``
+      [1] is folded with the step's number, so that a resumed run draws the same rows.
+    """
+
+    def steps(state: TrainState, data, *, axis_name: str | None = None):
+        data, key = data
+
+        def body(state, _):
+            rows = sample(data, jax.random.fold_in(key[0], state.step))
+            return step(state, rows, axis_name=axis_name)
+
+        state, infos = jax.lax.scan(body, state, length=num_steps)
+        return state, jax.tree.map(jnp.mean, infos)
+
+    return steps
