@@ -1,0 +1,21 @@
+"""Generative modelling by the Wasserstein gradient flow of the Sinkhorn divergence, in JAX."""
+
+from sinkflow import checkpoint as checkpoint
+from sinkflow import costs as costs
+from sinkflow import data as data
+from sinkflow import flow as flow
+from sinkflow import metrics as metrics
+from sinkflow import models as models
+from sinkflow import ode as ode
+from sinkflow import parallel as parallel
+from sinkflow import plotting as plotting
+from sinkflow import pool as pool
+from sinkflow import sampling as sampling
+from sinkflow import train as train
+from sinkflow.divergence import barycentric_map as barycentric_map
+from sinkflow.divergence import sinkhorn_divergence as sinkhorn_divergence
+from sinkflow.divergence import sinkhorn_velocity as sinkhorn_velocity
+from sinkflow.sinkhorn import sinkhorn as sinkhorn
+from sinkflow.sinkhorn import sinkhorn_self as sinkhorn_self
+
+__version__ = "0.1.0"

@@ -145,7 +145,7 @@ def _from_trajectories(trajectory, step_sizes, time) -> Pool:
         remaining = jnp.cumprod(1 - step_sizes)  # 1 - s after each step
         before = jnp.concatenate([jnp.ones(1, remaining.dtype), remaining[:-1]])
         t, width = 1 - before, before - remaining
-        velocity = velocity / before[:, None]  # dx/ds = v dt/ds, constant over the segment
+        velocity = velocity / before[None, :, None]  # dx/ds = v dt/ds, constant over the segment
     t, width = (jnp.broadcast_to(leaf, (clouds * n, leaf.shape[0])) for leaf in (t, width))
     return Pool(x, velocity, t, width)
 

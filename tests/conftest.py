@@ -1,0 +1,27 @@
+"""Four CPU devices, shapes of every annotation checked, no silent broadcasting, one key."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["NPROC"] = "32"  # four virtual devices on two cores otherwise starve one another
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("sinkflow", "beartype.beartype")
+
+
+@pytest.fixture
+def key(request) -> jax.Array:
+    return jax.random.key(getattr(request, "param", 0))
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Calls as users make them, without the annotation hook in front of our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
