@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -12,31 +13,97 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import optax
 import tyro
 from tqdm.auto import tqdm
 
-from sinkflow import checkpoint, parallel, train
+from sinkflow import checkpoint, flow, models, ode, parallel, pool, sampling, train
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="FlowConfig")
 COMPILE_EVENT = "/jax/core/compile/"
 PACKAGES = ("sinkflow", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "POT", "numpy")
 
 
-def cli(config_class: type[Config], description: str) -> Config:
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Settings that every neural Sinkhorn gradient flow needs."""
+
+    time: Literal["geodesic", "flow"] = "geodesic"
+    """Time label of pool rows: geodesic (s in [0, 1]) or flow (the paper's)."""
+    epsilon: float = 0.02
+    """Entropic regularisation [length^2]; GeomLoss's blur squared."""
+    step_size: float = 0.5
+    """Euler step of the particle flow [flow time]; in geodesic time the last step is 1."""
+    flow_steps: int = 8
+    """Euler steps of the particle flow."""
+    num_particles: int = 1024
+    """Particles in each cloud."""
+    num_clouds: int = 64
+    """Simulated pairs of clouds in the pool."""
+    allow_unconverged: bool = False
+    """Train on the pool even if some of its Sinkhorn solves did not converge."""
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of the velocity network's hidden layers."""
+    batch_size: int = 1024
+    """Rows of each optimiser step, over all devices."""
+    train_steps: int = 4_000
+    """Optimiser steps."""
+    learning_rate: float = 2e-3
+    """Peak of Adam's learning rate: linear warm-up over 5% of the steps, then cosine decay."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of parameters that samples are drawn with."""
+    steps_per_call: int = 200
+    """Optimiser steps of one dispatched call."""
+    checkpoint_every: int = 1_000
+    """Optimiser steps between checkpoints."""
+    nfe: tuple[int, ...] = (1, 2, 5, 10, 100)
+    """Network evaluations for each sample, one evaluation of the metrics each."""
+    seed: int = 0
+    """Everything random follows from it."""
+    out: str = ""
+    """Output folder; by default one under runs/, named after the run."""
+    smoke: bool = False
+    """Shrink the run to seconds; its numbers then mean nothing."""
+
+    SMOKE: ClassVar[dict] = {}
+
+    def folder(self) -> pathlib.Path:
+        """``out``, or runs/NAME."""
+        return pathlib.Path(self.out or f"runs/{self.name()}{'-smoke' if self.smoke else ''}")
+
+    def name(self) -> str:
+        """What distinguishes the run from its siblings."""
+        raise NotImplementedError
+
+    def step_sizes(self) -> jax.Array:
+        """Steps of the particle flow [flow time]."""
+        full_last = self.time == "geodesic"
+        return flow.step_sizes(self.step_size, self.flow_steps, full_last=full_last)
+
+
+class Field(NamedTuple):
+    """A trained velocity field and the time at which it ends."""
+
+    apply_fn: Callable
+    params: Any
+    horizon: float
+
+
+def cli(config_class: type[Config], description: str | None) -> Config:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
     return tyro.cli(config_class, default=default, description=description)
 
 
-def fail_clearly(main: Callable[[Config], Any], config: Config) -> None:
-    """Runs a driver; what the user can mend ends as one line, not as a traceback."""
+def run_driver(main: Callable[[Config], Any], config_class: type[Config], doc: str | None) -> None:
+    """Parses the command line and runs a driver; what the user can mend ends as one line, not as a traceback."""
     try:
-        main(config)
+        main(cli(config_class, doc))
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         if os.environ.get("SINKFLOW_TRACEBACK"):
             raise
@@ -62,10 +129,10 @@ class Run:
       ValueError: the folder cannot be written, or belongs to a run with another config.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: FlowConfig):
         self.config = dataclasses.asdict(config)
         self.settings = {name: self.config[name] for name in self.config if name != "out"}
-        self.out = pathlib.Path(config.out)
+        self.out = config.folder()
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
         self.start = time.perf_counter()
@@ -83,9 +150,9 @@ class Run:
         self.log_file = self.out / "metrics.jsonl"
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
 
-    def _count_compilation(self, event: str, duration: float, **_):
+    def _count_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith(COMPILE_EVENT):
-            self.times["compile"] += duration
+            self.times["compile"] += duration_secs
 
     @contextlib.contextmanager
     def timed(self, phase: str):
@@ -142,6 +209,87 @@ class Run:
         }
         write_json(self.out / "result.json", result)
         return result
+
+
+def learn(run: Run, config: FlowConfig, key, source, target, dim: int) -> tuple[Field, dict]:
+    """Fills the pool and fits the velocity; both resume where an earlier start stopped.
+
+    Args:
+      run: owns the folder, the log and the clock.
+      config: of the flow and the training.
+      key: PRNG key.
+      source: ``(key, n) -> [n, dim]``.
+      target: likewise.
+      dim: of the particles.
+
+    Returns:
+      The field, with averaged parameters, and the pool's certificates in numbers.
+    """
+    key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
+    share = check_batch(config.batch_size)
+    for nfe in config.nfe:
+        ode.num_steps(nfe)
+    for name, sampler in (("source", source), ("target", target)):
+        require_finite(name, sampler(key_check, config.num_particles))
+    with run.timed("pool"):
+        rows, info = fill_pool(run, config, key_pool, source, target, dim)
+    with run.timed("train"):
+        model = models.VelocityMLP(config.hidden_dims)
+        warmup = config.train_steps // 20
+        rate = optax.warmup_cosine_decay_schedule(
+            0, config.learning_rate, warmup, config.train_steps
+        )
+        optimizer = optax.adam(rate)
+        step = train.make_step(model.apply, optimizer, ema_decay=config.ema_decay)
+        draw = functools.partial(pool.sample, batch_size=share)
+        state = fit(
+            run,
+            train.init(key_init, model, optimizer, dim),
+            train.make_steps(step, draw, config.steps_per_call),
+            (rows, jax.random.split(key_train, jax.local_device_count())),
+            num_steps=config.train_steps,
+            steps_per_call=config.steps_per_call,
+            checkpoint_every=config.checkpoint_every,
+        )
+    horizon = pool.horizon(config.step_sizes(), config.time)
+    return Field(model.apply, state.ema_params, horizon), pool.summary(info)
+
+
+def fill_pool(run: Run, config: FlowConfig, key, source, target, dim: int):
+    """The pool and its certificates, from the run's folder if they are there."""
+    like = (
+        pool.abstract(config.num_clouds * config.num_particles, config.flow_steps, dim),
+        pool.abstract_info(config.num_clouds, config.flow_steps),
+    )
+    return run.restored(
+        "pool",
+        like,
+        lambda: pool.build(
+            key,
+            source,
+            target,
+            num_clouds=config.num_clouds,
+            num_particles=config.num_particles,
+            epsilon=config.epsilon,
+            step_sizes=config.step_sizes(),
+            time=config.time,
+            # One cloud fills a CPU; side by side each would wait for the slowest solve.
+            clouds_per_call=1 if jax.default_backend() == "cpu" else config.num_clouds,
+            allow_unconverged=config.allow_unconverged,
+            progress=progress("pool"),
+        ),
+    )
+
+
+def draw_samples(run: Run, field: Field, x0, counts: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Samples from ``x0`` for every number of network evaluations."""
+    with run.timed("sample"):
+        return {
+            str(nfe): np.asarray(
+                sampling.nsgf(field.apply_fn, field.params, x0, nfe=nfe, horizon=field.horizon)
+            )
+            for nfe in counts
+        }
 
 
 def fit(

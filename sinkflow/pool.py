@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +91,12 @@ def build(
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
-        raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds} clouds")
+        raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     if time not in TIMES:
         raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
     if time == "geodesic" and float(step_sizes[-1]) != 1:
         raise ValueError(
-            f"step_sizes ends with {float(step_sizes[-1])}; geodesic time ends with a full step of 1"
+            f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
     pools, infos = [], []
     for first in progress(range(0, num_clouds, clouds_per_call)):
@@ -166,14 +166,21 @@ def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
     return Rows(pool.x[row, k] + elapsed[:, None] * velocity, pool.t[row, k] + elapsed, velocity)
 
 
-def abstract(rows: int, steps: int, dim: int, dtype=jnp.float32) -> Pool:
-    """Shapes of a pool without its memory, for restoring one from a checkpoint."""
+def abstract(rows: int, steps: int, dim: int) -> Any:
+    """Shapes of a float32 :class:`Pool` without its memory, for restoring one."""
     array, times = ((rows, steps, dim), (rows, steps))
-    return Pool(*(jax.ShapeDtypeStruct(shape, dtype) for shape in (array, array, times, times)))
+    shapes = (array, array, times, times)
+    return Pool(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))  # type: ignore
+
+
+def abstract_info(clouds: int, steps: int) -> Any:
+    """Shapes of the :class:`PoolInfo` beside it."""
+    dtypes = (jnp.bool_, jnp.float32, jnp.float32, jnp.int32)
+    return PoolInfo(*(jax.ShapeDtypeStruct((clouds, steps), dtype) for dtype in dtypes))  # type: ignore
 
 
 def summary(info: PoolInfo) -> dict[str, float | int]:
-    """A pool's certificates in numbers: solves, unconverged ones, errors, iterations, neighbours."""
+    """A pool's certificates in numbers; neighbours are those of the first and last step."""
     return {
         "solves": int(np.size(info.converged)),
         "unconverged": int(np.sum(~np.asarray(info.converged))),

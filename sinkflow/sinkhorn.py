@@ -15,7 +15,10 @@ ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the w
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
 STALE = 0.5  # marginal error above which potentials are no use as a warm start
-MAX_EXPONENT = 80.0  # exp stays finite in float32, so that 0 mass times it is 0
+# Kernel times both scalings stays finite in float32, also where there is no mass. A potential
+# that must move further than 23 epsilon does so over several rounds.
+MAX_EXPONENT = 40.0
+MAX_SCALING = 1e10
 
 
 class SinkhornOutput(NamedTuple):
@@ -143,27 +146,31 @@ def sinkhorn_self(
 def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> SinkhornOutput:
     cost = costs.squared_euclidean(x, y)
     epsilon = jnp.asarray(epsilon, cost.dtype)
-    start = jnp.maximum(jnp.max(cost), epsilon)
-    g = jnp.zeros_like(b) if g_init is None else jnp.asarray(g_init, cost.dtype)
+    largest = jnp.max(cost)
+    finite = jnp.isfinite(largest)
+    start = jnp.where(finite, jnp.maximum(largest, epsilon), epsilon)
+    # Clouds that are not finite get NaN potentials, and the first round is then the last.
+    f, g = jnp.where(finite, jnp.zeros_like(a), jnp.nan), jnp.zeros_like(b)
     if g_init is not None:
-        start = _starting_epsilon(cost, g, epsilon, start, a, b)
-    f = softmin(cost - g[None, :], start, b)
-
-    def iteration(kernel, relaxation, u, v):
-        u = u * _clip(u * _matvec(kernel, b * v)) ** -relaxation
-        column_sums = _clip(v * _matvec(a * u, kernel))
-        return u, v * column_sums**-relaxation, column_sums
+        g_init = jnp.asarray(g_init, cost.dtype)
+        f_init = softmin(cost - g_init[None, :], epsilon, b)
+        useful = _is_useful(cost, f_init, g_init, epsilon, a, b)
+        f, g = jnp.where(useful, f_init, f), jnp.where(useful, g_init, g)
+        start = jnp.where(useful, epsilon, start)
 
     def scale(state):
         relaxation = jnp.where(state.epsilon > epsilon, 1.0, state.relaxation)
         kernel = _kernel(cost, state.f, state.g, state.epsilon)
+
+        def iteration(_, scalings):
+            u, v, _ = scalings
+            u, _ = _rescale(u, _matvec(kernel, b * v), relaxation)
+            return u, *_rescale(v, _matvec(a * u, kernel), relaxation)
+
         ones = jnp.ones_like(state.f), jnp.ones_like(state.g), jnp.ones_like(state.g)
-        u, v, column_sums = jax.lax.fori_loop(
-            0, ROUND, lambda _, uv: iteration(kernel, relaxation, *uv[:2]), ones
-        )
+        u, v, column_sums = jax.lax.fori_loop(0, ROUND, iteration, ones)
         row_sums = u * _matvec(kernel, b * v)
-        # Raising v to the power changed the column sums by the same factor.
-        column_error = jnp.sum(b * jnp.abs(column_sums ** (1 - relaxation) - 1))
+        column_error = jnp.sum(b * jnp.abs(column_sums - 1))
         error = jnp.maximum(jnp.sum(a * jnp.abs(row_sums - 1)), column_error)
         f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
         return f, g, relaxation, jnp.sum(a * row_sums), error
@@ -175,13 +182,16 @@ def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> Sinkhor
 def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations) -> SinkhornOutput:
     cost = costs.squared_euclidean(x, x)
     epsilon = jnp.asarray(epsilon, cost.dtype)
-    f = jnp.zeros_like(a) if f_init is None else jnp.asarray(f_init, cost.dtype)
+    f = jnp.zeros_like(a)
+    if f_init is not None:
+        f_init = jnp.asarray(f_init, cost.dtype)
+        f = jnp.where(_is_useful(cost, f_init, f_init, epsilon, a, a), f_init, f)
 
     def scale(state):
         kernel = _kernel(cost, state.f, state.f, epsilon)
 
         def iteration(_, u):
-            return u * _clip(u * _matvec(kernel, a * u)) ** -SELF_RELAXATION
+            return _rescale(u, _matvec(kernel, a * u), SELF_RELAXATION)[0]
 
         u = jax.lax.fori_loop(0, ROUND, iteration, jnp.ones_like(state.f))
         row_sums = u * _matvec(kernel, a * u)
@@ -232,11 +242,11 @@ def _relaxation(relaxation, error, previous):
     return jnp.where(jnp.isfinite(previous) & (error < STALE), best, 1.0)
 
 
-def _starting_epsilon(cost, g, epsilon, largest, a, b):
-    """The wanted epsilon if ``g`` nearly solves the problem, else where annealing starts."""
-    kernel = _kernel(cost, softmin(cost - g[None, :], epsilon, b), g, epsilon)
-    error = jnp.sum(b * jnp.abs(_matvec(a, kernel) - 1))
-    return jnp.where(error < STALE, epsilon, largest)
+def _is_useful(cost, f, g, epsilon, a, b):
+    """Whether potentials nearly solve the problem. Others are dropped, not only annealed:
+    far beyond the costs they underflow the kernel, and the solve never recovers."""
+    error = jnp.sum(b * jnp.abs(_matvec(a, _kernel(cost, f, g, epsilon)) - 1))
+    return error < STALE
 
 
 def softmin(
@@ -257,9 +267,14 @@ def _matvec(left, right):
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def _clip(sums):
-    """Marginal sums whose logarithm is finite: underflow then costs iterations, not NaN."""
-    return jnp.clip(sums, 1e-30, 1e30)
+def _rescale(scaling, products, relaxation):
+    """One relaxed update of a scaling, and the marginal density it leaves.
+
+    Bounded, so that an underflowing sum costs iterations and not NaN.
+    """
+    sums = jnp.clip(scaling * products, 1e-30, 1e30)
+    scaling = jnp.clip(scaling * sums**-relaxation, 1 / MAX_SCALING, MAX_SCALING)
+    return scaling, scaling * products
 
 
 def check_problem(x, y, epsilon, a, b):
