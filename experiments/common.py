@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -70,6 +71,12 @@ class FlowConfig:
     """Shrink the run to seconds; its numbers then mean nothing."""
 
     SMOKE: ClassVar[dict] = {}
+    DIM: ClassVar[int]
+    """Dimension of the particles."""
+
+    def source(self, key: jax.Array, n: int) -> jax.Array:
+        """Source samples [n, DIM]."""
+        raise NotImplementedError
 
     def folder(self) -> pathlib.Path:
         """``out``, or runs/NAME."""
@@ -100,14 +107,24 @@ def cli(config_class: type[Config], description: str | None) -> Config:
     return tyro.cli(config_class, default=default, description=description)
 
 
-def run_driver(main: Callable[[Config], Any], config_class: type[Config], doc: str | None) -> None:
-    """Parses the command line and runs a driver; what the user can mend ends as one line, not as a traceback."""
+@contextlib.contextmanager
+def clear_errors():
+    """Ends the program with one line for what a user can mend, not with a traceback.
+
+    The traceback is shown when SINKFLOW_TRACEBACK is set.
+    """
     try:
-        main(cli(config_class, doc))
+        yield
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         if os.environ.get("SINKFLOW_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+
+
+def run_driver(main: Callable[[Config], Any], config_class: type[Config], doc: str | None) -> None:
+    """Parses the command line and runs a driver."""
+    with clear_errors():
+        main(cli(config_class, doc))
 
 
 def progress(description: str) -> Callable:
@@ -131,7 +148,10 @@ class Run:
 
     def __init__(self, config: FlowConfig):
         self.config = dataclasses.asdict(config)
-        self.settings = {name: self.config[name] for name in self.config if name != "out"}
+        driver = type(config).__module__.rpartition(".")[2]
+        driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
+        settings = {name: value for name, value in self.config.items() if name != "out"}
+        self.settings = {"driver": driver, **settings}
         self.out = config.folder()
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
@@ -143,7 +163,8 @@ class Run:
         except OSError as error:
             raise ValueError(f"out is {self.out}: cannot write there ({error.strerror})") from None
         saved = self.out / "config.json"
-        if saved.exists():
+        # Before its pool a run has nothing to lose: settings that failed may be mended in place.
+        if saved.exists() and (self.out / "pool").exists():
             checkpoint.check_config(self.out, json.loads(saved.read_text()), self.settings)
         else:
             write_json(saved, self.settings)
@@ -211,16 +232,14 @@ class Run:
         return result
 
 
-def learn(run: Run, config: FlowConfig, key, source, target, dim: int) -> tuple[Field, dict]:
+def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, dict]:
     """Fills the pool and fits the velocity; both resume where an earlier start stopped.
 
     Args:
       run: owns the folder, the log and the clock.
       config: of the flow and the training.
       key: PRNG key.
-      source: ``(key, n) -> [n, dim]``.
-      target: likewise.
-      dim: of the particles.
+      target: ``(key, n) -> [n, DIM]``.
 
     Returns:
       The field, with averaged parameters, and the pool's certificates in numbers.
@@ -229,36 +248,65 @@ def learn(run: Run, config: FlowConfig, key, source, target, dim: int) -> tuple[
     share = check_batch(config.batch_size)
     for nfe in config.nfe:
         ode.num_steps(nfe)
-    for name, sampler in (("source", source), ("target", target)):
+    for name, sampler in (("source", config.source), ("target", target)):
         require_finite(name, sampler(key_check, config.num_particles))
     with run.timed("pool"):
-        rows, info = fill_pool(run, config, key_pool, source, target, dim)
+        rows, info = fill_pool(run, config, key_pool, target)
     with run.timed("train"):
-        model = models.VelocityMLP(config.hidden_dims)
-        warmup = config.train_steps // 20
-        rate = optax.warmup_cosine_decay_schedule(
-            0, config.learning_rate, warmup, config.train_steps
-        )
-        optimizer = optax.adam(rate)
+        model, optimizer = network(config)
         step = train.make_step(model.apply, optimizer, ema_decay=config.ema_decay)
         draw = functools.partial(pool.sample, batch_size=share)
         state = fit(
             run,
-            train.init(key_init, model, optimizer, dim),
+            train.init(key_init, model, optimizer, config.DIM),
             train.make_steps(step, draw, config.steps_per_call),
             (rows, jax.random.split(key_train, jax.local_device_count())),
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
         )
-    horizon = pool.horizon(config.step_sizes(), config.time)
-    return Field(model.apply, state.ema_params, horizon), pool.summary(info)
+    return Field(model.apply, state.ema_params, horizon(config)), pool.summary(info)
 
 
-def fill_pool(run: Run, config: FlowConfig, key, source, target, dim: int):
+def network(config: FlowConfig):
+    """The velocity field and its optimiser: Adam, linear warm-up, cosine decay to zero."""
+    warmup, steps = config.train_steps // 20, config.train_steps
+    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup, steps)
+    return models.VelocityMLP(config.hidden_dims), optax.adam(rate)
+
+
+def horizon(config: FlowConfig) -> float:
+    """Time at which the field ends."""
+    return pool.horizon(config.step_sizes(), config.time)
+
+
+def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
+    """The config and the newest field of a run.
+
+    Raises:
+      ValueError: no run, or no checkpoint of one, in the folder.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
+    if checkpoint.latest_step(folder / "checkpoints") is None:
+        raise ValueError(f"run is {folder}: it has no checkpoint yet; start its driver again")
+    settings = json.loads((folder / "config.json").read_text())
+    driver = importlib.import_module(f"experiments.{settings['driver']}")
+    values = {name: value for name, value in settings.items() if name != "driver"}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    config = driver.Config(**{**values, **lists})
+    model, optimizer = network(config)
+    like = jax.eval_shape(
+        lambda key: train.init(key, model, optimizer, config.DIM), jax.random.key(0)
+    )
+    state = checkpoint.restore(folder / "checkpoints", like, settings)
+    return config, Field(model.apply, state.ema_params, horizon(config))
+
+
+def fill_pool(run: Run, config: FlowConfig, key, target):
     """The pool and its certificates, from the run's folder if they are there."""
     like = (
-        pool.abstract(config.num_clouds * config.num_particles, config.flow_steps, dim),
+        pool.abstract(config.num_clouds * config.num_particles, config.flow_steps, config.DIM),
         pool.abstract_info(config.num_clouds, config.flow_steps),
     )
     return run.restored(
@@ -266,7 +314,7 @@ def fill_pool(run: Run, config: FlowConfig, key, source, target, dim: int):
         like,
         lambda: pool.build(
             key,
-            source,
+            config.source,
             target,
             num_clouds=config.num_clouds,
             num_particles=config.num_particles,
@@ -346,15 +394,20 @@ def check_batch(batch_size: int) -> int:
     """
     count = jax.local_device_count()
     if batch_size < 1 or batch_size % count:
-        raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of {count} devices")
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a positive multiple of {count} devices"
+        )
     return batch_size // count
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a whole file or nothing."""
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

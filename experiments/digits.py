@@ -17,7 +17,6 @@ from sklearn.neural_network import MLPClassifier
 from experiments import common
 from sinkflow import data, metrics, plotting
 
-DIM = 64
 NAMES = [str(digit) for digit in range(10)]
 
 
@@ -52,6 +51,11 @@ class Config(common.FlowConfig):
         "checkpoint_every": 50,
     }
 
+    DIM: ClassVar[int] = 64
+
+    def source(self, key, n):
+        return jax.random.normal(key, (n, self.DIM))
+
     def name(self) -> str:
         return f"digits-{self.time}"
 
@@ -70,14 +74,12 @@ def main(config: Config) -> dict:
     test, real = order[: config.num_test], order[config.num_test :]
     pixels = jnp.asarray(images[real])
 
-    def source(key, n):
-        return jax.random.normal(key, (n, DIM))
-
     def target(key, n):
         return pixels[jax.random.choice(key, len(pixels), (n,), replace=False)]
 
-    field, certificates = common.learn(run, config, key_learn, source, target, DIM)
-    samples = common.draw_samples(run, field, source(key_x0, config.num_test), config.nfe)
+    field, certificates = common.learn(run, config, key_learn, target)
+    x0 = config.source(key_x0, config.num_test)
+    samples = common.draw_samples(run, field, x0, config.nfe)
     with run.timed("evaluate"):
         judge = Judge(images[real], labels[real], images[test], labels[test], config)
         rows = {nfe: judge(points) for nfe, points in samples.items()}

@@ -38,6 +38,11 @@ class Config(common.FlowConfig):
         "num_samples": 128,
     }
 
+    DIM: ClassVar[int] = 2
+
+    def source(self, key, n):
+        return data.SAMPLERS[data.task(self.task).source](key, n)
+
     def name(self) -> str:
         return f"plane-{self.task}-{self.time}"
 
@@ -47,8 +52,7 @@ def main(config: Config) -> dict:
     task = data.task(config.task)
     run = common.Run(config)
     key_learn, key_x0, key_x1 = jax.random.split(jax.random.key(config.seed), 3)
-    source, target = data.SAMPLERS[task.source], data.SAMPLERS[task.target]
-    field, certificates = common.learn(run, config, key_learn, source, target, dim=2)
+    field, certificates = common.learn(run, config, key_learn, data.SAMPLERS[task.target])
 
     x0 = data.STRATIFIED[task.source](key_x0, config.num_samples)
     samples = common.draw_samples(run, field, x0, config.nfe)
@@ -89,8 +93,9 @@ def draw_pictures(run, field, x0, real, samples, w2):
     """samples.png, trajectories.png, loss.png and flow.gif in the run's folder."""
     titled = {f"NFE {nfe}, W2 {w2[nfe]:.3f}": points for nfe, points in samples.items()}
     plotting.save(plotting.samples_against_target(titled, real), run.out / "samples.png")
-    states = ode.trajectory(field.apply_fn, field.params, x0[:512], t1=field.horizon, nfe=32)
-    states = np.asarray(states)
+    states = np.asarray(
+        ode.trajectory(field.apply_fn, field.params, x0[:512], t1=field.horizon, nfe=32)
+    )
     paths = plotting.trajectories(states[:, :128], real, f"{run.config['task']}, learned flow")
     plotting.save(paths, run.out / "trajectories.png")
     plotting.save(plotting.loss_curve(*run.logged("loss")), run.out / "loss.png")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 State = TypeVar("State")
@@ -56,6 +55,7 @@ def restore(directory: str | pathlib.Path, like: State, config: Mapping[str, Any
     Raises:
       FileNotFoundError: no checkpoint there.
       ValueError: it was written with another config; the message names the differences.
+        Also shapes that differ from those of ``like``.
     """
     step = latest_step(directory)
     if step is None:
@@ -63,9 +63,13 @@ def restore(directory: str | pathlib.Path, like: State, config: Mapping[str, Any
     with _manager(directory) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         check_config(directory, saved.config, config)
-        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        # With a sharding Orbax compares shapes; into numpy arrays it restores any shape.
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
+        )
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return jax.tree.map(jax.numpy.asarray, manager.restore(step, args=arguments).state)
+        return manager.restore(step, args=arguments).state
 
 
 def check_config(where, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:

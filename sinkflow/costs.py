@@ -48,6 +48,4 @@ def check_clouds(x, y, names: tuple[str, str] = ("x", "y")) -> None:
         if 0 in jnp.shape(cloud):
             raise ValueError(f"{name} has shape {jnp.shape(cloud)}: the cloud is empty")
     if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"{names[0]} and {names[1]} differ in dimension: {x.shape} and {y.shape}"
-        )
+        raise ValueError(f"{names[0]} and {names[1]} differ in dimension: {x.shape} and {y.shape}")

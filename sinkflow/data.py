@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkflow.types import Array, Float, PRNGKey
 
-Sampler = Callable[[PRNGKey, int], Array]
+Sampler = Callable[..., Array]  # (key, n) -> [n, d]
 
 
 class Task(NamedTuple):

@@ -1,6 +1,6 @@
 """Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,13 @@ import jax.numpy as jnp
 from sinkflow import costs
 from sinkflow.sinkhorn import SinkhornOutput, check_problem, sinkhorn, sinkhorn_self
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
+
+
+class Limits(TypedDict):
+    """When a solve stops: the keywords that every solve takes."""
+
+    threshold: ScalarLike
+    max_iterations: ScalarLike
 
 
 class VelocityInfo(NamedTuple):
@@ -104,7 +111,7 @@ def sinkhorn_velocity(
       reference cloud: arXiv:2605.11755.
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
-    limits = {"threshold": threshold, "max_iterations": max_iterations}
+    limits = Limits(threshold=threshold, max_iterations=max_iterations)
     xy = sinkhorn(x, y, epsilon, a=a, b=b, g_init=xy_init, **limits)
     if self_cloud is None:
         self_cloud, weights = x, a
@@ -135,7 +142,10 @@ def sinkhorn_divergence(
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
 ) -> tuple[Scalar, Bool[Array, ""]]:
-    r"""Sinkhorn divergence :math:`W_\varepsilon(x,y) - \tfrac12 W_\varepsilon(x,x) - \tfrac12 W_\varepsilon(y,y)`.
+    r"""Sinkhorn divergence: entropic cost without its bias, zero when the clouds agree.
+
+    .. math:: S_\varepsilon = W_\varepsilon(x,y) - \tfrac12 W_\varepsilon(x,x)
+              - \tfrac12 W_\varepsilon(y,y)
 
     Arguments and errors are those of :func:`sinkflow.sinkhorn`.
 
@@ -145,7 +155,7 @@ def sinkhorn_divergence(
     Source:
       Genevay, Peyre, Cuturi 2018, arXiv:1706.00292; Feydy et al. 2019, arXiv:1810.08278.
     """
-    limits = {"threshold": threshold, "max_iterations": max_iterations}
+    limits = Limits(threshold=threshold, max_iterations=max_iterations)
     xy = sinkhorn(x, y, epsilon, a=a, b=b, **limits)
     xx = sinkhorn_self(x, epsilon, a=a, **limits)
     yy = sinkhorn_self(y, epsilon, a=b, **limits)

@@ -74,9 +74,8 @@ def step(
         threshold=threshold,
         max_iterations=max_iterations,
     )
-    moved = FlowState(
-        state.x + step_size * velocity, state.t + step_size, info.xy.g, info.xx.g
-    )
+    step_size = jnp.asarray(step_size, velocity.dtype)
+    moved = FlowState(state.x + step_size * velocity, state.t + step_size, info.xy.g, info.xx.g)
     iterations = info.xy.num_iterations + info.xx.num_iterations
     seen = FlowInfo(velocity, info.converged, info.marginal_error, info.neighbours, iterations)
     return moved, seen

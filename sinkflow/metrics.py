@@ -36,9 +36,7 @@ def wasserstein2(x: Any, y: Any) -> float:
     return float(np.sqrt(max(value, 0.0)))
 
 
-def wasserstein2_many(
-    pairs: Sequence[tuple[Any, Any]], progress: Callable = iter
-) -> list[float]:
+def wasserstein2_many(pairs: Sequence[tuple[Any, Any]], progress: Callable = iter) -> list[float]:
     """:func:`wasserstein2` of every pair, one thread per core.
 
     Args:

@@ -1,5 +1,6 @@
 """Pictures of flows, samples and training; the only module that imports matplotlib."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,8 @@ def figure(columns: int = 1, rows: int = 1, size: float = 3.0) -> tuple[Figure, 
 
 def save(fig: Figure, path: str | pathlib.Path) -> None:
     """Writes the figure (PNG); the file appears only when complete."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".partial-{path.name}")
-    fig.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with _complete(path) as partial:
+        fig.savefig(partial, format="png", dpi=110)
 
 
 def samples_against_target(samples: Mapping[str, np.ndarray], target: np.ndarray) -> Figure:
@@ -91,10 +90,10 @@ def class_histogram(shares: Mapping[str, np.ndarray], names: Sequence[str]) -> F
 
 
 def flow_gif(
-    states: np.ndarray, target: np.ndarray, path: str | pathlib.Path, times: Sequence[float]
+    states: np.ndarray, target: np.ndarray, path: str | pathlib.Path, times: np.ndarray
 ) -> None:
     """Animates states [frames, n, 2] over the target; the file appears only when complete."""
-    states, path = np.asarray(states), pathlib.Path(path)
+    states = np.asarray(states)
     fig, axes = figure(size=4.0)
     axis = axes[0, 0]
     _points(axis, target, TARGET)
@@ -107,10 +106,21 @@ def flow_gif(
         return (dots,)
 
     frames = [*range(len(states)), *[len(states) - 1] * 8]  # rest on the result
-    partial = path.with_name(f".partial-{path.name}")
     animation = FuncAnimation(fig, draw, frames=frames, blit=False)
-    animation.save(partial, writer=PillowWriter(fps=12), dpi=80)
-    os.replace(partial, path)
+    with _complete(path) as partial:
+        animation.save(partial, writer=PillowWriter(fps=12), dpi=80)
+
+
+@contextlib.contextmanager
+def _complete(path):
+    """A file to write instead; it takes the place of ``path`` once the block has succeeded."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _points(axis, points, color):

@@ -119,9 +119,7 @@ def build(
 
 
 @functools.partial(jax.jit, static_argnames=("source", "target", "num_particles"))
-def _simulate(
-    keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles
-):
+def _simulate(keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles):
     def simulate(key):
         key_x, key_y = jax.random.split(key)
         x, y = source(key_x, num_particles), target(key_y, num_particles)

@@ -253,6 +253,7 @@ def softmin(
     values: Float[Array, "n m"], epsilon: ScalarLike, weights: Float[Array, "m"]
 ) -> Float[Array, "n"]:
     """Row-wise -epsilon log sum_j w_j exp(-values_ij / epsilon) [units of values]."""
+    epsilon = jnp.asarray(epsilon, values.dtype)
     return -epsilon * jax.nn.logsumexp(-values / epsilon, axis=1, b=weights[None, :])
 
 
@@ -289,7 +290,9 @@ def check_problem(x, y, epsilon, a, b):
 
 def check_positive(name: str, value: ScalarLike) -> None:
     """Raises ValueError unless ``value`` is traced or positive and finite."""
-    if not isinstance(value, jax.core.Tracer) and not (np.all(value > 0) and np.all(value < np.inf)):
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not np.all((np.asarray(value) > 0) & np.isfinite(value)):
         raise ValueError(f"{name} is {value}; it must be positive and finite")
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sinkflow.types import Array, Int, PRNGKey, Scalar, ScalarLike
+from sinkflow.types import Array, Int, PRNGKey, Scalar
 
 Step = Callable[..., tuple["TrainState", "TrainInfo"]]
 
@@ -46,7 +46,7 @@ def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
 
 
 def make_step(
-    apply_fn: Callable, optimizer: optax.GradientTransformation, *, ema_decay: ScalarLike
+    apply_fn: Callable, optimizer: optax.GradientTransformation, *, ema_decay: float
 ) -> Step:
     """A pure ``step(state, rows, *, axis_name=None)``: gradient, update, moving average.
 

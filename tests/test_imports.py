@@ -1,0 +1,119 @@
+"""The dependency order of sinkflow, as a table and a test."""
+
+import ast
+import pathlib
+
+import pytest
+
+import experiments
+import sinkflow
+
+ROOT = pathlib.Path(sinkflow.__file__).parent
+DRIVERS = pathlib.Path(experiments.__file__).parent
+LEVELS = [
+    {"types"},
+    {"costs", "data", "models", "ode", "parallel", "checkpoint"},
+    {"sinkhorn", "metrics", "train"},
+    {"divergence"},
+    {"flow"},
+    {"pool", "sampling"},
+    {"plotting"},
+]
+OPTIMAL_TRANSPORT = {"costs", "sinkhorn", "divergence", "flow"}
+OPTIMISERS = {"flax", "optax"}
+# What a module must not import although its level would allow it.
+FORBIDDEN = {
+    **dict.fromkeys(sorted(OPTIMAL_TRANSPORT), OPTIMISERS),
+    "data": OPTIMISERS,
+    "pool": OPTIMISERS,
+    "ode": {"flax", "optax", "models"},
+    "models": {"optax", *OPTIMAL_TRANSPORT},
+    "metrics": {"sinkhorn", "divergence", "flow"},  # a judge shares no code with the judged
+    "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
+    "sampling": {"train", *OPTIMAL_TRANSPORT},
+    "parallel": set().union(*LEVELS),
+    "checkpoint": set().union(*LEVELS),
+}
+
+
+def modules(folder):
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def imports(path):
+    """Every imported name, with its package: "jax.numpy", "sinkflow.flow", "sinkflow.types.Array"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import, which this test cannot see"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def packages(path):
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def siblings(path):
+    """Modules of sinkflow that the file imports."""
+    names = (name.split(".") for name in imports(path))
+    return {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "sinkflow"}
+
+
+def names(path):
+    """Every identifier in the code, so that a mention in a docstring does not count."""
+    tree = ast.parse(path.read_text())
+    found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return found | {part for name in imports(path) for part in name.split(".")}
+
+
+def test_every_module_is_in_the_table_once():
+    listed = [name for level in LEVELS for name in level]
+    assert sorted(listed) == sorted(modules(ROOT).keys() - {"__init__"})
+
+
+def test_modules_import_only_lower_levels():
+    depth = {name: number for number, level in enumerate(LEVELS) for name in level}
+    for name in depth:
+        for other in siblings(ROOT / f"{name}.py"):
+            assert depth[other] < depth[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_modules_do_not_import_what_the_table_forbids(name):
+    path = ROOT / f"{name}.py"
+    assert not FORBIDDEN[name] & (packages(path) | siblings(path))
+
+
+def test_only_parallel_names_pmap():
+    files = {**modules(ROOT), **{f"experiments.{k}": v for k, v in modules(DRIVERS).items()}}
+    assert {name for name, path in files.items() if "pmap" in names(path)} == {"parallel"}
+
+
+def test_only_plotting_imports_matplotlib():
+    assert {k for k, path in modules(ROOT).items() if "matplotlib" in packages(path)} == {"plotting"}
+
+
+def test_the_library_imports_neither_drivers_nor_tests():
+    for name, path in modules(ROOT).items():
+        assert not {"experiments", "tests", "pytest", "chex"} & packages(path), name
+
+
+def test_drivers_do_not_import_each_other():
+    for name, path in modules(DRIVERS).items():
+        own = {part.split(".")[1] for part in imports(path) if part.startswith("experiments.")}
+        assert own <= {"common"}, f"{name} imports {own}"
+
+
+def test_public_names_exist_and_are_what_they_say():
+    exports = [
+        alias
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert all(alias.asname == alias.name for alias in exports)  # explicit re-exports only
+    assert all(hasattr(sinkflow, alias.name) for alias in exports)
+    # These two are functions although modules of the same name exist beside them.
+    assert callable(sinkflow.sinkhorn) and callable(sinkflow.sinkhorn_velocity)

@@ -1,0 +1,197 @@
+"""Steppers: order, an independent oracle, exact evaluation counts, directions, errors."""
+
+import functools
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkflow import ode
+
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+ORACLES = {"euler": diffrax.Euler, "midpoint": diffrax.Midpoint, "heun": diffrax.Heun}
+all_methods = pytest.mark.parametrize("method", ORDERS)
+
+
+def pendulum(params, x, t):
+    """Nonlinear and driven: dq = p, dp = -a sin q + cos t."""
+    force = -params * jnp.sin(x[:, 0]) + jnp.cos(t)
+    return jnp.stack([x[:, 1], force], axis=1)
+
+
+def exact_field(params, x, t):
+    """dx/dt = params x cos t, so x(t) = x(0) exp(params sin t)."""
+    return params * x * jnp.cos(t)[:, None]
+
+
+@pytest.fixture
+def x(key):
+    return jax.random.normal(key, (5, 2))
+
+
+@pytest.fixture
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_every_method_is_tested_and_has_its_stages():
+    assert ode.STEPPERS.keys() == ode.STAGES.keys() == ORDERS.keys()
+
+
+@all_methods
+def test_error_falls_with_the_order_of_the_method(double, method):
+    # In float64, so that the fourth-order error stays far above rounding.
+    start = jnp.linspace(0.5, 2.0, 6, dtype=jnp.float64).reshape(3, 2)
+    expected = start * np.exp(1.3 * np.sin(1.5))
+    errors = []
+    steps = np.array([16, 32, 64])
+    for count in steps:
+        nfe = int(count) * ode.STAGES[method]
+        end = ode.integrate(exact_field, 1.3, start, t1=1.5, nfe=nfe, method=method)
+        assert end.dtype == jnp.float64
+        errors.append(float(np.max(np.abs(end - expected))))
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(ORDERS[method], abs=0.15)
+
+
+def diffrax_solution(x, solver, controller, steps):
+    """Each particle on its own: the oracle knows nothing of batches."""
+    term = diffrax.ODETerm(lambda t, y, params: pendulum(params, y[None], t[None])[0])
+    with jax.numpy_rank_promotion("allow"):
+        solve = lambda y: diffrax.diffeqsolve(
+            term, solver, 0.2, 1.7, 1.5 / steps, y, 2.0, stepsize_controller=controller
+        ).ys[0]
+        return jnp.stack([solve(y) for y in x])
+
+
+@pytest.mark.parametrize("method", ORACLES)
+def test_equal_steps_match_diffrax(x, method):
+    expected = diffrax_solution(x, ORACLES[method](), diffrax.ConstantStepSize(), 12)
+    nfe = 12 * ode.STAGES[method]
+    actual = ode.integrate(pendulum, 2.0, x, t0=0.2, t1=1.7, nfe=nfe, method=method)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rk4_matches_diffrax_tsit5(x):
+    controller = diffrax.PIDController(rtol=1e-7, atol=1e-7)
+    expected = diffrax_solution(x, diffrax.Tsit5(), controller, 50)
+    actual = ode.integrate(pendulum, 2.0, x, t0=0.2, t1=1.7, nfe=160, method="rk4")
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+@all_methods
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_the_field_is_evaluated_exactly_nfe_times(x, method, steps):
+    times = []
+
+    def counted(params, x, t):
+        # Runs on the host at every evaluation, unlike code that only runs when tracing.
+        jax.debug.callback(lambda t: times.append(float(t)), t[0], ordered=True)
+        return -params * x
+
+    nfe = steps * ode.STAGES[method]
+    jax.block_until_ready(ode.integrate(counted, 1.0, x, nfe=nfe, method=method))
+    jax.effects_barrier()
+    assert len(times) == nfe
+    assert times[0] == 0 and max(times) <= 1
+
+
+def test_stages_are_evaluated_at_their_own_times(x):
+    seen = {}
+    for method in ORDERS:
+        times = []
+
+        def clocked(_, x, t, times=times):
+            jax.debug.callback(lambda t: times.append(float(t)), t[0], ordered=True)
+            return x
+
+        nfe = 2 * ode.STAGES[method]
+        jax.block_until_ready(ode.integrate(clocked, 0, x, t0=1.0, t1=3.0, nfe=nfe, method=method))
+        jax.effects_barrier()
+        seen[method] = times
+    assert seen == {
+        "euler": [1, 2],
+        "midpoint": [1, 1.5, 2, 2.5],
+        "heun": [1, 2, 2, 3],
+        "rk4": [1, 1.5, 1.5, 2, 2, 2.5, 2.5, 3],
+    }
+
+
+@all_methods
+def test_going_back_returns_to_the_start(x, method):
+    nfe = {"euler": 4_000, "midpoint": 400, "heun": 400, "rk4": 80}[method]
+    go = functools.partial(ode.integrate, pendulum, 2.0, nfe=nfe, method=method)
+    there = go(x, t0=0.2, t1=1.7)
+    assert np.max(np.abs(there - x)) > 0.5
+    np.testing.assert_allclose(go(there, t0=1.7, t1=0.2), x, atol=2e-3)
+
+
+@all_methods
+def test_each_particle_has_its_own_times(x, method):
+    t0, t1 = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4]), jnp.array([1.0, 0.5, 0.2, -0.5, 2.0])
+    settings = {"nfe": 8, "method": method}
+    together = ode.integrate(pendulum, 2.0, x, t0=t0, t1=t1, **settings)
+    for i in range(5):
+        alone = ode.integrate(
+            pendulum, 2.0, x[i : i + 1], t0=float(t0[i]), t1=float(t1[i]), **settings
+        )
+        np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-6)
+    np.testing.assert_array_equal(together[2], x[2])  # t0 = t1: it stays
+
+
+@all_methods
+def test_trajectory_begins_at_the_start_and_ends_where_integrate_does(x, method):
+    settings = {"t0": 0.2, "t1": 1.7, "nfe": 12, "method": method}
+    states = ode.trajectory(pendulum, 2.0, x, **settings)
+    assert states.shape == (12 // ode.STAGES[method] + 1, 5, 2)
+    np.testing.assert_array_equal(states[0], x)
+    np.testing.assert_array_equal(states[-1], ode.integrate(pendulum, 2.0, x, **settings))
+
+
+def test_trajectory_holds_every_step_in_between(x):
+    # By hand: Euler on dx = -x with steps of 1/4 multiplies by 3/4.
+    states = ode.trajectory(lambda params, x, t: -params * x, 1.0, x, nfe=4)
+    np.testing.assert_allclose(states, x[None] * 0.75 ** np.arange(5.0)[:, None, None], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_gradients_pass_through(x, method):
+    # d/dp of x(0) exp(p sin 1), by hand.
+    total = lambda p: jnp.sum(ode.integrate(exact_field, p, x, nfe=400, method=method))
+    expected = float(jnp.sum(x) * np.sin(1.0) * np.exp(0.7 * np.sin(1.0)))
+    assert float(jax.grad(total)(0.7)) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("nfe", "method", "message"),
+    [
+        (0, "euler", "nfe is 0; euler spends 1 evaluations"),
+        (-4, "rk4", "nfe is -4"),
+        (3, "heun", "nfe is 3; heun spends 2 evaluations"),
+        (6, "rk4", "nfe is 6; rk4 spends 4 evaluations"),
+        (4, "leapfrog", "unknown method 'leapfrog'; choose one of euler, midpoint, heun, rk4"),
+    ],
+)
+def test_impossible_counts_and_unknown_methods_raise(x, nfe, method, message):
+    for call in (ode.integrate, ode.trajectory):
+        with pytest.raises(ValueError, match=message):
+            call(pendulum, 2.0, x, nfe=nfe, method=method)
+    with pytest.raises(ValueError, match=message):
+        ode.num_steps(nfe, method)
+
+
+def test_new_parameters_particles_and_times_do_not_recompile(x):
+    def field(params, x, t):
+        return params["rate"] * x
+
+    run = functools.partial(ode.integrate, field, nfe=8, method="heun")
+    run({"rate": jnp.array(1.0)}, x, t1=1.0)
+    before = ode._integrate._cache_size()
+    for rate in (2.0, 3.0):
+        run({"rate": jnp.array(rate)}, x + rate, t1=rate)
+    assert ode._integrate._cache_size() == before
+    run({"rate": jnp.array(1.0)}, x[:3])
+    assert ode._integrate._cache_size() == before + 1  # or the count above would mean nothing

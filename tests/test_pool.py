@@ -1,0 +1,232 @@
+"""Trajectory pool: times and velocities by hand, sampling, certificates, errors."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import sinkflow
+from sinkflow import data, flow, pool
+
+CLOUDS, N, STEPS, ETA = 4, 8, 4, 0.5
+# A large epsilon, so that float32 reaches the threshold in few iterations.
+SETTINGS = {"num_clouds": CLOUDS, "num_particles": N, "epsilon": 2.0, "threshold": 1e-5}
+DRAWS = 20_000
+
+
+def built(key, time="geodesic", **changes):
+    steps = flow.step_sizes(ETA, STEPS, full_last=time == "geodesic")
+    settings = {**SETTINGS, "step_sizes": steps, "time": time, **changes}
+    return pool.build(key, data.gaussian, data.eight_gaussians, **settings)
+
+
+def handmade(key):
+    """Three particles with two steps each: own times, and widths that differ by particle."""
+    key_x, key_v = jax.random.split(key)
+    first = jnp.array([0.5, 0.9, 0.1])
+    t = jnp.stack([jnp.zeros(3), first], axis=1)
+    width = jnp.stack([first, 1 - first], axis=1)
+    shape = (3, 2, 2)
+    return pool.Pool(jax.random.normal(key_x, shape), jax.random.normal(key_v, shape), t, width)
+
+
+def test_geodesic_times_are_one_minus_powers(key):
+    rows, _ = built(key)
+    # By hand: 1 - s_k = (1 - eta)^k; the last step is a full one and ends at s = 1.
+    s = np.append(1 - (1 - ETA) ** np.arange(STEPS), 1.0)
+    np.testing.assert_allclose(rows.t, np.tile(s[:-1], (CLOUDS * N, 1)), atol=1e-6)
+    np.testing.assert_allclose(rows.width, np.tile(np.diff(s), (CLOUDS * N, 1)), atol=1e-6)
+
+
+def test_flow_times_are_sums_of_steps_without_width(key):
+    rows, _ = built(key, "flow")
+    np.testing.assert_allclose(rows.t, np.tile(ETA * np.arange(STEPS), (CLOUDS * N, 1)), atol=1e-6)
+    assert np.all(np.asarray(rows.width) == 0)
+
+
+def test_flow_rows_hold_the_velocity_of_their_own_cloud(key):
+    rows, _ = built(key, "flow")
+    for cloud in (0, CLOUDS - 1):
+        key_x, key_y = jax.random.split(jax.random.fold_in(key, cloud))
+        x, y = data.gaussian(key_x, N), data.eight_gaussians(key_y, N)
+        own = slice(cloud * N, (cloud + 1) * N)
+        np.testing.assert_array_equal(rows.x[own, 0], x)
+        for k in range(STEPS):
+            expected, info = sinkflow.sinkhorn_velocity(rows.x[own, k], y, 2.0, threshold=1e-5)
+            assert bool(info.converged)
+            np.testing.assert_allclose(rows.velocity[own, k], expected, atol=1e-3)
+    assert np.max(np.abs(rows.velocity)) > 1  # a thousand times the tolerance
+
+
+def test_flow_rows_follow_one_another_by_euler_steps(key):
+    rows, _ = built(key, "flow")
+    moved = rows.x[:, :-1] + ETA * rows.velocity[:, :-1]
+    np.testing.assert_allclose(moved, rows.x[:, 1:], atol=1e-5)
+
+
+def test_geodesic_velocity_is_that_of_the_flow_over_the_time_left(key):
+    geodesic, _ = built(key)
+    plain, _ = built(key, "flow")
+    np.testing.assert_allclose(geodesic.x, plain.x, atol=1e-5)  # the last step comes after them
+    left = ((1 - ETA) ** np.arange(STEPS))[None, :, None]
+    np.testing.assert_allclose(geodesic.velocity, plain.velocity / left, rtol=1e-4, atol=1e-4)
+
+
+def test_geodesic_segments_join_and_the_last_one_ends_at_x_plus_v(key):
+    rows, _ = built(key)
+    plain, _ = built(key, "flow")
+    ends = rows.x + rows.width[:, :, None] * rows.velocity
+    np.testing.assert_allclose(ends[:, :-1], rows.x[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(ends[:, -1], plain.x[:, -1] + plain.velocity[:, -1], atol=1e-4)
+
+
+def test_sampled_rows_lie_on_their_segments(key):
+    rows = handmade(key)
+    batch = jax.tree.map(np.asarray, pool.sample(rows, jax.random.key(1), DRAWS))
+    rows = jax.tree.map(np.asarray, rows)
+    # Every draw must fit one particle: inside its segment, and on the line.
+    inside = (batch.t[:, None, None] >= rows.t - 1e-6) & (
+        batch.t[:, None, None] <= rows.t + rows.width + 1e-6
+    )
+    elapsed = (batch.t[:, None, None] - rows.t)[..., None]
+    line = rows.x[None] + elapsed * rows.velocity[None]
+    off = np.max(np.abs(batch.x[:, None, None] - line), axis=-1)
+    wrong = np.max(np.abs(batch.velocity[:, None, None] - rows.velocity[None]), axis=-1)
+    fits = inside & (off < 1e-5) & (wrong == 0)
+    assert np.all(fits.any(axis=(1, 2)))
+    counts = fits.sum(axis=0)
+    assert counts.sum() == DRAWS
+    # Particles alike, segments in proportion to their width.
+    expected = np.array([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]]) * DRAWS / 3
+    assert scipy.stats.chisquare(counts.ravel(), expected.ravel()).pvalue > 1e-4
+
+
+def test_sample_times_are_uniform_in_geodesic_time(key):
+    rows, _ = built(key)
+    for source in (rows, handmade(key)):
+        batch = pool.sample(source, jax.random.key(2), DRAWS)
+        assert scipy.stats.kstest(np.asarray(batch.t), "uniform").pvalue > 1e-4
+
+
+def test_flow_samples_are_stored_states_alike_often(key):
+    rows, _ = built(key, "flow")
+    batch = pool.sample(rows, jax.random.key(3), DRAWS)
+    stored = np.concatenate([rows.x, rows.velocity, rows.t[..., None]], axis=-1).reshape(-1, 5)
+    drawn = np.concatenate([batch.x, batch.velocity, batch.t[:, None]], axis=-1)
+    index = {tuple(row): number for number, row in enumerate(stored.tolist())}
+    assert len(index) == CLOUDS * N * STEPS  # else the counts below are not of rows
+    counts = np.bincount([index[tuple(row)] for row in drawn.tolist()], minlength=len(index))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_sample_follows_from_its_key_and_runs_under_jit(key):
+    rows = handmade(key)
+    draw = jax.jit(pool.sample, static_argnums=2)
+    batch = draw(rows, jax.random.key(5), 7)
+    assert batch.x.shape == batch.velocity.shape == (7, 2) and batch.t.shape == (7,)
+    chex.assert_trees_all_close(batch, pool.sample(rows, jax.random.key(5), 7), atol=1e-6)
+    assert not np.array_equal(batch.t, draw(rows, jax.random.key(6), 7).t)
+
+
+def test_full_steps_before_the_last_are_never_drawn(key):
+    # A step of 1 arrives at s = 1: what comes after has no width and an infinite speed.
+    rows, _ = built(key, step_sizes=flow.step_sizes(1.0, 3, full_last=True))
+    batch = pool.sample(rows, key, 2_000)
+    assert all(np.all(np.isfinite(leaf)) for leaf in batch)
+    assert scipy.stats.kstest(np.asarray(batch.t), "uniform").pvalue > 1e-4
+
+
+def test_pool_follows_from_its_key(key):
+    first, _ = built(key)
+    second, _ = built(key)
+    chex.assert_trees_all_equal(first, second)
+    other, _ = built(jax.random.key(1))
+    assert np.max(np.abs(first.x - other.x)) > 0.1
+
+
+def test_clouds_do_not_depend_on_their_company(key):
+    one, info_one = built(key)
+    for changes in ({"clouds_per_call": 2}, {"clouds_per_call": 4}):
+        many, info_many = built(key, **changes)
+        chex.assert_trees_all_close(many, one, atol=1e-3)
+        np.testing.assert_allclose(info_many.neighbours, info_one.neighbours, rtol=1e-3)
+    fewer, _ = built(key, num_clouds=2)
+    chex.assert_trees_all_equal(fewer, jax.tree.map(lambda leaf: leaf[: 2 * N], one))
+    assert np.max(np.abs(one.x[:N] - one.x[N : 2 * N])) > 0.1  # and they are different clouds
+
+
+def test_certificates_have_one_entry_for_each_cloud_and_step(key):
+    _, info = built(key, clouds_per_call=2)
+    assert all(leaf.shape == (CLOUDS, STEPS) for leaf in info)
+    assert info.converged.all() and info.marginal_error.max() <= SETTINGS["threshold"]
+    assert info.num_iterations.min() > 0
+    assert np.all((info.neighbours >= 1) & (info.neighbours <= N))
+
+
+def test_progress_sees_every_call(key):
+    seen = []
+    built(key, clouds_per_call=2, progress=lambda calls: seen.extend(calls) or seen)
+    assert seen == [0, 2]
+
+
+def test_unconverged_pool_is_refused_with_count_and_worst_error(key):
+    settings = {"epsilon": 0.01, "max_iterations": 30}
+    rows, info = built(key, allow_unconverged=True, **settings)
+    failed = int((~info.converged).sum())
+    assert failed > 0
+    assert rows.x.shape == (CLOUDS * N, STEPS, 2)
+    worst = f"{info.marginal_error.max():.2g}"
+    expected = f"{failed} of {CLOUDS * STEPS} Sinkhorn solves did not converge (worst marginal "
+    with pytest.raises(RuntimeError, match=re.escape(expected + f"error {worst}, wanted 1e-05)")):
+        built(key, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time": "physical"}, "unknown time 'physical'; choose one of geodesic, flow"),
+        ({"num_clouds": 0}, "num_clouds is 0"),
+        ({"num_particles": 0}, "num_particles is 0"),
+        ({"clouds_per_call": 3}, "clouds_per_call is 3; it must divide 4"),
+        ({"clouds_per_call": 0}, "clouds_per_call is 0"),
+        ({"step_sizes": jnp.array([0.5, 0.5])}, "step_sizes ends with 0.5"),
+    ],
+)
+def test_impossible_pools_raise(key, changes, message):
+    steps = flow.step_sizes(ETA, STEPS, full_last=True)
+    settings = {**SETTINGS, "step_sizes": steps, **changes}
+    with pytest.raises(ValueError, match=message):
+        pool.build(key, data.gaussian, data.eight_gaussians, **settings)
+
+
+@pytest.mark.parametrize("time", pool.TIMES)
+def test_abstract_pool_matches_a_built_one(key, time):
+    rows, _ = built(key, time)
+    chex.assert_trees_all_equal_shapes_and_dtypes(rows, pool.abstract(CLOUDS * N, STEPS, dim=2))
+
+
+def test_summary_by_hand():
+    info = pool.PoolInfo(
+        converged=np.array([[True, False], [True, True]]),
+        marginal_error=np.array([[1e-4, 3e-2], [2e-4, 1e-5]]),
+        neighbours=np.array([[8.0, 2.0], [6.0, 1.0]]),
+        num_iterations=np.array([[10, 20], [30, 40]]),
+    )
+    assert pool.summary(info) == {
+        "solves": 4,
+        "unconverged": 1,
+        "worst_marginal_error": 3e-2,
+        "mean_iterations": 25.0,
+        "neighbours_first": 7.0,
+        "neighbours_last": 1.5,
+    }
+
+
+def test_horizon_is_one_or_the_sum_of_steps():
+    steps = flow.step_sizes(0.1, 30)
+    assert pool.horizon(steps, "geodesic") == 1.0
+    assert pool.horizon(steps, "flow") == pytest.approx(3.0, rel=1e-6)

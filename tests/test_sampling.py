@@ -1,0 +1,66 @@
+"""NSGF sampling along fields whose flow is known by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkflow import sampling
+
+MATRIX = jnp.array([[0.8, -1.1], [0.6, 0.3]])  # turns and stretches
+
+
+def towards(params, x, t):
+    """Geodesic field to a point c: x(s) = x + s (c - x), so its map at s = 1 is c."""
+    return (params - x) / (1 - t)[:, None]
+
+
+def linear(params, x, t):
+    """dx/dt = A x, whose map at t is expm(A t)."""
+    return jnp.matmul(x, params.T, precision="highest")
+
+
+@pytest.fixture
+def x(key):
+    return jax.random.normal(key, (7, 2))
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 10])
+def test_straight_paths_arrive_with_any_number_of_evaluations(x, nfe):
+    # Euler is exact on straight lines: every particle lands on the target.
+    end = sampling.nsgf(towards, jnp.array([[2.0, -3.0]]), x, nfe=nfe)
+    np.testing.assert_allclose(end, np.tile([2.0, -3.0], (7, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("horizon", [1.0, 2.5])
+def test_field_is_followed_to_the_horizon(x, horizon):
+    end = sampling.nsgf(linear, MATRIX, x, nfe=80, method="rk4", horizon=horizon)
+    expected = x @ jax.scipy.linalg.expm(MATRIX * horizon).T
+    np.testing.assert_allclose(end, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_default_horizon_is_one_and_default_method_euler(x):
+    expected = x + x @ MATRIX.T  # by hand: one Euler step of length 1
+    np.testing.assert_allclose(sampling.nsgf(linear, MATRIX, x, nfe=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("horizon", [1.0, 2.0])
+def test_reverse_undoes_the_flow(x, horizon):
+    settings = {"nfe": 80, "method": "rk4", "horizon": horizon}
+    there = sampling.nsgf(linear, MATRIX, x, **settings)
+    back = sampling.nsgf(linear, MATRIX, there, reverse=True, **settings)
+    assert np.max(np.abs(there - x)) > 0.5
+    np.testing.assert_allclose(back, x, atol=1e-4)
+
+
+def test_reverse_sees_the_times_from_the_end(x):
+    # Velocity is the time itself: one Euler step back from 3 moves by -3 * 3.
+    clock = lambda params, x, t: jnp.broadcast_to(t[:, None], x.shape)
+    back = sampling.nsgf(clock, None, x, nfe=1, horizon=3.0, reverse=True)
+    np.testing.assert_allclose(back, x - 9, atol=1e-5)
+
+
+@pytest.mark.parametrize(("nfe", "method"), [(0, "euler"), (-1, "euler"), (6, "rk4"), (3, "heun")])
+def test_impossible_evaluation_counts_raise(x, nfe, method):
+    with pytest.raises(ValueError, match=f"nfe is {nfe}"):
+        sampling.nsgf(linear, MATRIX, x, nfe=nfe, method=method)
