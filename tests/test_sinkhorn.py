@@ -302,7 +302,11 @@ def test_input_that_is_not_finite_is_reported_not_hidden(key, wrong):
     broken_x, broken_y = x.at[0, 0].set(wrong), y.at[0, 0].set(wrong)
     # One point of little mass must not pass below the threshold either.
     a = jnp.full(N, 1e-6).at[1:].set((1 - 1e-6) / (N - 1))
-    outs = [sinkhorn(broken_x, y, 0.1, a=a), sinkhorn(x, broken_y, 0.1), sinkhorn_self(broken_x, 0.1)]
+    outs = [
+        sinkhorn(broken_x, y, 0.1, a=a),
+        sinkhorn(x, broken_y, 0.1),
+        sinkhorn_self(broken_x, 0.1),
+    ]
     for out in outs:
         assert not out.converged
         assert not out.marginal_error < 1e-3
