@@ -246,6 +246,7 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
     """
     key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
     share = check_batch(config.batch_size)
+    check_steps(config.train_steps, config.steps_per_call, config.checkpoint_every)
     for nfe in config.nfe:
         ode.num_steps(nfe)
     for name, sampler in (("source", config.source), ("target", target)):
@@ -364,9 +365,7 @@ def fit(
     Raises:
       ValueError: step counts that are not multiples of one another.
     """
-    for name, count in (("train_steps", num_steps), ("checkpoint_every", checkpoint_every)):
-        if count < 1 or count % steps_per_call:
-            raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
+    check_steps(num_steps, steps_per_call, checkpoint_every)
     folder = run.out / "checkpoints"
     if checkpoint.latest_step(folder) is not None:
         state = checkpoint.restore(folder, state, run.settings)
@@ -384,6 +383,15 @@ def fit(
             if done % checkpoint_every == 0 or done == num_steps:
                 checkpoint.save(folder, done, state, run.settings)
     return state
+
+
+def check_steps(train_steps: int, steps_per_call: int, checkpoint_every: int) -> None:
+    """Raises ValueError unless whole calls make up the training and every checkpoint."""
+    if steps_per_call < 1:
+        raise ValueError(f"steps_per_call is {steps_per_call}; it must be at least 1")
+    for name, count in (("train_steps", train_steps), ("checkpoint_every", checkpoint_every)):
+        if count < 1 or count % steps_per_call:
+            raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
 
 
 def check_batch(batch_size: int) -> int:

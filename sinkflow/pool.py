@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkflow import flow
+from sinkflow.sinkhorn import check_positive
 from sinkflow.types import Array, Float, PRNGKey, ScalarLike
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -80,7 +81,8 @@ def build(
       progress: wraps the iteration over calls, for a progress bar.
 
     Raises:
-      ValueError: unknown time, no clouds or particles, or geodesic time without a full last step.
+      ValueError: unknown time, no clouds or particles, epsilon <= 0, or geodesic time
+        without a full last step.
       RuntimeError: some solves did not converge (unless allowed), with their count and
         the worst marginal error.
 
@@ -90,6 +92,7 @@ def build(
     for name, count in (("num_clouds", num_clouds), ("num_particles", num_particles)):
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
+    check_positive("epsilon", epsilon)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     if time not in TIMES:

@@ -18,8 +18,8 @@ import optax
 import PIL.Image
 import pytest
 
-from experiments import common, digits, plane
-from sinkflow import checkpoint, models, train
+from experiments import common, digits, plane, sample
+from sinkflow import checkpoint, models, ode, train
 
 ROOT = pathlib.Path(common.__file__).parents[1]
 NFE = ["1", "2", "5", "10", "100"]
@@ -34,7 +34,10 @@ TINY = {
     "nfe": (1, 2),
 }
 # Enough checkpoints that a kill after the first few lands between two of them.
-KILLABLE = ["--train-steps", "400", "--steps-per-call", "10", "--checkpoint-every", "20"]
+KILLABLE = [
+    *["--train-steps", "400", "--steps-per-call", "10", "--checkpoint-every", "20"],
+    *["--num-clouds", "1", "--num-samples", "32", "--nfe", "1"],
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +71,19 @@ def smoke(start, tmp_path_factory):
     return out, output, errors
 
 
-def halted(monkeypatch, module, *flags):
-    """The line with which a driver gives up on these flags."""
-    monkeypatch.setattr(sys, "argv", ["driver", *map(str, flags)])
-    with pytest.raises(SystemExit) as stop:
-        common.run_driver(module.main, module.Config, module.__doc__)
+def halted(main, *arguments):
+    """The line with which a program gives up."""
+    with pytest.raises(SystemExit) as stop, common.clear_errors():
+        main(*arguments)
     assert isinstance(stop.value.code, str)  # the interpreter prints it and exits with 1
     assert "\n" not in stop.value.code and stop.value.code.startswith("error: ")
     return stop.value.code
+
+
+def plane_halted(monkeypatch, *flags):
+    """The line with which the plane driver gives up on these flags."""
+    monkeypatch.setattr(sys, "argv", ["driver", "--smoke", *map(str, flags)])
+    return halted(common.run_driver, plane.main, plane.Config, plane.__doc__)
 
 
 def left_over(folder):
@@ -113,7 +121,9 @@ def test_smoke_run_writes_its_record(smoke):
     assert result["device"]["kind"] == "cpu" and result["device"]["count"] == 1
     assert {"python", "jax", "jaxlib", "flax", "optax"} <= result["versions"].keys()
     assert result["commit"]
-    assert result["config"] == {**json.loads((out / "config.json").read_text()), "out": str(out)}
+    settings = json.loads((out / "config.json").read_text())
+    assert settings.pop("driver") == "plane"
+    assert result["config"] == {**settings, "out": str(out)}
 
 
 def test_smoke_run_times_its_phases_apart(smoke):
@@ -193,7 +203,7 @@ def test_plain_time_runs_on_four_devices_and_again_from_its_checkpoint(tmp_path)
 
 
 def test_digits_runs(tmp_path):
-    tiny = {**TINY, "num_particles": 64, "num_test": 40, "num_floors": 1}
+    tiny = {**TINY, "num_particles": 64, "num_test": 500, "num_floors": 1}
     result = digits.main(digits.Config(**tiny, epsilon=1.0, out=str(tmp_path)))
     for name in ("w2", "frechet", "class_tv", "nearest"):
         assert list(result[name]) == ["1", "2"]
@@ -207,6 +217,38 @@ def test_digits_runs(tmp_path):
     assert left_over(tmp_path) == []
 
 
+def test_sampling_from_a_trained_run(smoke, tmp_path):
+    out, _, _ = smoke
+    draw = lambda **changes: sample.main(
+        sample.Config(run=str(out), num_samples=7, **{"out": str(tmp_path / "x.npy"), **changes})
+    )
+    samples = draw(nfe=4, method="rk4")
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), samples)
+    assert samples.shape == (7, 2) and samples.dtype == np.float32
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+    # By hand: the averaged parameters of the last checkpoint, along the field to s = 1.
+    params = final_state(out, (32, 32), 100).ema_params
+    apply_fn = models.VelocityMLP((32, 32)).apply
+    x0 = plane.Config().source(jax.random.key(0), 7)
+    settings = {"nfe": 4, "method": "rk4"}
+    np.testing.assert_allclose(
+        samples, ode.integrate(apply_fn, params, x0, **settings), rtol=1e-5, atol=1e-5
+    )
+    assert np.max(np.abs(draw(seed=1) - samples)) > 0.1
+
+
+def test_sampling_needs_a_run_with_a_checkpoint(tmp_path):
+    settings = {"num_samples": 1, "nfe": 1}
+    config = sample.Config(run=str(tmp_path), **settings)
+    assert "there is no config.json" in halted(sample.main, config)
+    common.Run(plane.Config(out=str(tmp_path)))
+    assert "it has no checkpoint yet" in halted(sample.main, config)
+    for wrong in ({"nfe": 0}, {"num_samples": 0}):
+        (name,) = wrong
+        message = halted(sample.main, dataclasses.replace(config, **wrong))
+        assert f"{name} is 0" in message
+
+
 @pytest.mark.parametrize("module", [plane, digits])
 def test_help_explains_every_setting_with_its_unit(monkeypatch, capsys, module):
     monkeypatch.setattr(sys, "argv", ["driver", "--help"])
@@ -215,12 +257,14 @@ def test_help_explains_every_setting_with_its_unit(monkeypatch, capsys, module):
         common.cli(module.Config, module.__doc__)
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    lines = [line for line in text.splitlines() if "--" in line]
-    for field in dataclasses.fields(module.Config):
-        flag = f"--{field.name.replace('_', '-')}"
-        (line,) = [line for line in lines if flag in line.replace(",", " ").replace("|", " ").split()]
-        assert len(line.split()) > 5, f"{flag} is not explained"
     assert "[length^2]" in text and "[flow time]" in text and "Command:" in text
+    # One paragraph for each option: its flags, perhaps a line break, what it does, its default.
+    options = [" ".join(block.split()) for block in text.replace("│", " ").split("\n  --")[1:]]
+    for field in dataclasses.fields(module.Config):
+        flag = field.name.replace("_", "-")
+        (option,) = [option for option in options if option.split()[0].rstrip(",") == flag]
+        # A sentence stands between the flag and its default.
+        assert option.partition(" (default: ")[0].endswith("."), option
 
 
 def test_flags_override_the_smoke_preset(monkeypatch):
@@ -242,10 +286,12 @@ def test_flags_override_the_smoke_preset(monkeypatch):
         (["--num-clouds", "0"], "num_clouds is 0"),
         (["--epsilon", "0"], "epsilon is 0.0; it must be positive"),
         (["--train-steps", "55"], "train_steps is 55; it must be a multiple of 50"),
+        (["--checkpoint-every", "30"], "checkpoint_every is 30; it must be a multiple of 50"),
+        (["--steps-per-call", "0"], "steps_per_call is 0"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(monkeypatch, tmp_path, flags, message):
-    assert message in halted(monkeypatch, plane, "--smoke", "--out", tmp_path / "run", *flags)
+    assert message in plane_halted(monkeypatch, "--out", tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "pool").exists(), "minutes of work before the error"
     assert left_over(tmp_path) == []
 
@@ -260,14 +306,14 @@ def test_traceback_is_shown_on_request(monkeypatch, tmp_path):
 @pytest.mark.parametrize("out", ["file", "file/below"])
 def test_a_folder_that_cannot_be_made_is_one_clear_line(monkeypatch, tmp_path, out):
     (tmp_path / "file").write_text("in the way")
-    message = halted(monkeypatch, plane, "--smoke", "--out", tmp_path / out)
+    message = plane_halted(monkeypatch, "--out", tmp_path / out)
     assert f"out is {tmp_path / out}: cannot write there" in message
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_an_unconverged_pool_is_refused_and_can_be_mended_in_place(monkeypatch, tmp_path):
-    flags = ["--smoke", "--num-particles", "16", "--num-clouds", "1", "--out", tmp_path / "run"]
-    message = halted(monkeypatch, plane, *flags, "--epsilon", "1e-6")
+    flags = ["--num-particles", "16", "--num-clouds", "1", "--out", tmp_path / "run"]
+    message = plane_halted(monkeypatch, *flags, "--epsilon", "1e-6")
     assert "of 8 Sinkhorn solves did not converge" in message and "epsilon" in message
     assert not (tmp_path / "run" / "checkpoints").exists() and left_over(tmp_path) == []
     # The advice is to raise epsilon; the folder of the failed run must not refuse that.
@@ -390,16 +436,18 @@ def test_fit_resumes_to_the_same_parameters(tmp_path):
 
 def test_diverging_training_stops_before_it_saves(run):
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        common.fit(
-            run, *scale_problem(1e25), num_steps=20, steps_per_call=5, checkpoint_every=5
-        )
+        common.fit(run, *scale_problem(1e25), num_steps=20, steps_per_call=5, checkpoint_every=5)
     assert checkpoint.latest_step(run.out / "checkpoints") is None
     assert run.logged("loss") == ([], [])
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
-    [((12, 5), "train_steps is 12"), ((10, 7), "checkpoint_every is 7"), ((0, 5), "train_steps is 0")],
+    [
+        ((12, 5), "train_steps is 12"),
+        ((10, 7), "checkpoint_every is 7"),
+        ((0, 5), "train_steps is 0"),
+    ],
 )
 def test_step_counts_that_do_not_fit_raise(run, counts, message):
     num_steps, every = counts

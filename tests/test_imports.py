@@ -41,7 +41,7 @@ def modules(folder):
 
 
 def imports(path):
-    """Every imported name, with its package: "jax.numpy", "sinkflow.flow", "sinkflow.types.Array"."""
+    """Every imported name with its package: "jax.numpy", "sinkflow.flow", "sinkflow.types.Int"."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import, which this test cannot see"
@@ -92,7 +92,9 @@ def test_only_parallel_names_pmap():
 
 
 def test_only_plotting_imports_matplotlib():
-    assert {k for k, path in modules(ROOT).items() if "matplotlib" in packages(path)} == {"plotting"}
+    assert {k for k, path in modules(ROOT).items() if "matplotlib" in packages(path)} == {
+        "plotting"
+    }
 
 
 def test_the_library_imports_neither_drivers_nor_tests():

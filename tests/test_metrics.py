@@ -30,7 +30,9 @@ def test_on_the_line_the_sorted_matching_is_best(rng):
 @pytest.mark.parametrize("seed", range(3))
 def test_five_points_match_brute_force(seed):
     x, y = np.random.default_rng(seed).normal(size=(2, 5, 2))
-    costs = [np.mean(np.sum((x - y[list(p)]) ** 2, axis=1)) for p in itertools.permutations(range(5))]
+    costs = [
+        np.mean(np.sum((x - y[list(p)]) ** 2, axis=1)) for p in itertools.permutations(range(5))
+    ]
     assert metrics.wasserstein2(x, y) == pytest.approx(np.sqrt(min(costs)), rel=1e-9)
 
 
@@ -71,7 +73,9 @@ def test_many_passes_results_through_the_progress_bar(rng):
 def test_many_raises_what_one_pair_raises(rng):
     good = rng.normal(size=(4, 2))
     with pytest.raises(ValueError, match="1 non-finite samples out of 4"):
-        metrics.wasserstein2_many([(good, good), (good, np.full((4, 2), [[0], [0], [0], [np.inf]]))])
+        metrics.wasserstein2_many(
+            [(good, good), (good, np.full((4, 2), [[0], [0], [0], [np.inf]]))]
+        )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,9 @@ def test_total_variation_by_hand():
     assert metrics.total_variation([0.2, 0.8], [0.2, 0.8]) == 0
 
 
-@pytest.mark.parametrize("measure", [metrics.wasserstein2, metrics.frechet_distance, metrics.nearest])
+@pytest.mark.parametrize(
+    "measure", [metrics.wasserstein2, metrics.frechet_distance, metrics.nearest]
+)
 def test_non_finite_samples_are_counted_and_named(rng, measure):
     good, bad = rng.normal(size=(10, 2)), rng.normal(size=(10, 2))
     bad[[2, 5]] = np.nan

@@ -29,7 +29,9 @@ def problem(key):
 
 
 def largest_change(tree, other):
-    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), tree, other)))
+    return max(
+        jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), tree, other))
+    )
 
 
 def test_pmapped_step_equals_the_single_device_step(problem):
@@ -76,9 +78,7 @@ def test_shard_splits_typed_keys_too(key):
     keys = jax.random.split(key, 4)
     sharded = parallel.shard(keys)
     assert sharded.shape == (4, 1)
-    np.testing.assert_array_equal(
-        jax.random.key_data(sharded)[:, 0], jax.random.key_data(keys)
-    )
+    np.testing.assert_array_equal(jax.random.key_data(sharded)[:, 0], jax.random.key_data(keys))
 
 
 @pytest.mark.parametrize("size", [7, 2])

@@ -88,8 +88,9 @@ def test_moving_average_over_many_steps_equals_its_formula(sgd):
         visited.append(state.params)
     # ema_k = d^k p_0 + (1 - d) sum_j d^(k - j) p_j
     weights = (1 - DECAY) * DECAY ** np.arange(5, -1, -1.0)
-    formula = lambda first, *later: DECAY**6 * np.asarray(first) + sum(
-        w * np.asarray(p) for w, p in zip(weights, later, strict=True)
+    formula = lambda first, *later: (
+        DECAY**6 * np.asarray(first)
+        + sum(w * np.asarray(p) for w, p in zip(weights, later, strict=True))
     )
     expected = jax.tree.map(formula, parameters(), *visited)
     chex.assert_trees_all_close(state.ema_params, expected, rtol=1e-5, atol=1e-6)
@@ -162,7 +163,9 @@ def test_draws_depend_on_the_number_of_the_step_only(key, sgd):
     chex.assert_trees_all_close(resumed, whole, atol=1e-6)
     # Steps 0..5 instead of 4..9 would be other draws, and other parameters.
     forgot, _ = go(6)(restarted._replace(step=jnp.zeros((), jnp.int32)), data)
-    difference = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), forgot.params, whole.params)
+    difference = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b))), forgot.params, whole.params
+    )
     assert max(jax.tree.leaves(difference)) > 1e-3
 
 
