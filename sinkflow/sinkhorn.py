@@ -145,7 +145,7 @@ def sinkhorn_self(
 @jax.jit
 def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> SinkhornOutput:
     cost = costs.squared_euclidean(x, y)
-    epsilon = jnp.asarray(epsilon, cost.dtype)
+    epsilon = _positive(jnp.asarray(epsilon, cost.dtype))
     largest = jnp.max(cost)
     finite = jnp.isfinite(largest)
     start = jnp.where(finite, jnp.maximum(largest, epsilon), epsilon)
@@ -181,7 +181,7 @@ def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> Sinkhor
 @jax.jit
 def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations) -> SinkhornOutput:
     cost = costs.squared_euclidean(x, x)
-    epsilon = jnp.asarray(epsilon, cost.dtype)
+    epsilon = _positive(jnp.asarray(epsilon, cost.dtype))
     f = jnp.zeros_like(a)
     if f_init is not None:
         f_init = jnp.asarray(f_init, cost.dtype)
@@ -209,7 +209,7 @@ def _iterate(
 
     def advance(state):
         f, g, relaxation, mass, error = scale(state)
-        final = state.epsilon <= epsilon
+        final = ~(state.epsilon > epsilon)  # also for NaN, which ends the solve
         error = jnp.where(final, error, jnp.inf)
         relaxation = _relaxation(relaxation, error, state.error)
         lowered = jnp.maximum(state.epsilon * ANNEALING, epsilon)
@@ -259,6 +259,11 @@ def softmin(
     """Row-wise -epsilon log sum_j w_j exp(-values_ij / epsilon) [units of values]."""
     epsilon = jnp.asarray(epsilon, values.dtype)
     return -epsilon * jax.nn.logsumexp(-values / epsilon, axis=1, b=weights[None, :])
+
+
+def _positive(epsilon):
+    """NaN for a wrong traced epsilon, which no check at the call sees: it ends the solve."""
+    return jnp.where((epsilon > 0) & jnp.isfinite(epsilon), epsilon, jnp.nan)
 
 
 def _kernel(cost, f, g, epsilon):

@@ -89,11 +89,11 @@ def test_unconverged_solves_are_visible(key):
     """METHOD 4.1: five iterations a step end far from the target, and nothing would say so."""
     x, y = clouds(key)
     options = {"epsilon": 0.005, "step_sizes": jnp.full(STEPS, 0.25)}
-    _, _, info = flow.run(x, y, **options, max_iterations=5)
-    assert not info.converged.any()
-    assert not (info.marginal_error < 1e-3).any()
-    assert (info.num_iterations <= 10).all()
+    _, _, capped = flow.run(x, y, **options, max_iterations=5)
+    assert not capped.converged.any()
+    assert (capped.marginal_error > 1e-3).all()
     _, _, info = flow.run(x, y, **options)
+    assert (capped.num_iterations < info.num_iterations).all()
     assert info.converged.all()
     assert (info.marginal_error <= 1e-3).all()
     _, _, info = flow.run(x.at[0, 0].set(jnp.nan), y, **options)

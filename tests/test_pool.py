@@ -13,8 +13,9 @@ import sinkflow
 from sinkflow import data, flow, pool
 
 CLOUDS, N, STEPS, ETA = 4, 8, 4, 0.5
-# A large epsilon, so that float32 reaches the threshold in few iterations.
-SETTINGS = {"num_clouds": CLOUDS, "num_particles": N, "epsilon": 2.0, "threshold": 1e-5}
+# A large epsilon, so that float32 reaches the threshold well above its rounding. Velocities are
+# then known to about 3e-5 times the clouds' extent of 10, geodesic ones to eight times that.
+SETTINGS = {"num_clouds": CLOUDS, "num_particles": N, "epsilon": 4.0, "threshold": 3e-5}
 DRAWS = 20_000
 
 
@@ -56,7 +57,7 @@ def test_flow_rows_hold_the_velocity_of_their_own_cloud(key):
         own = slice(cloud * N, (cloud + 1) * N)
         np.testing.assert_array_equal(rows.x[own, 0], x)
         for k in range(STEPS):
-            expected, info = sinkflow.sinkhorn_velocity(rows.x[own, k], y, 2.0, threshold=1e-5)
+            expected, info = sinkflow.sinkhorn_velocity(rows.x[own, k], y, 4.0, threshold=3e-5)
             assert bool(info.converged)
             np.testing.assert_allclose(rows.velocity[own, k], expected, atol=1e-3)
     assert np.max(np.abs(rows.velocity)) > 1  # a thousand times the tolerance
@@ -151,7 +152,7 @@ def test_pool_follows_from_its_key(key):
 def test_clouds_do_not_depend_on_their_company(key):
     one, info_one = built(key)
     many, info_many = built(key, clouds_per_call=4)
-    chex.assert_trees_all_close(many, one, atol=1e-3)
+    chex.assert_trees_all_close(many, one, atol=3e-3)
     np.testing.assert_allclose(info_many.neighbours, info_one.neighbours, rtol=1e-3)
     fewer, _ = built(key, num_clouds=2)
     chex.assert_trees_all_equal(fewer, jax.tree.map(lambda leaf: leaf[: 2 * N], one))
@@ -180,7 +181,7 @@ def test_unconverged_pool_is_refused_with_count_and_worst_error(key):
     assert rows.x.shape == (CLOUDS * N, STEPS, 2)
     worst = f"{info.marginal_error.max():.2g}"
     expected = f"{failed} of {CLOUDS * STEPS} Sinkhorn solves did not converge (worst marginal "
-    with pytest.raises(RuntimeError, match=re.escape(expected + f"error {worst}, wanted 1e-05)")):
+    with pytest.raises(RuntimeError, match=re.escape(expected + f"error {worst}, wanted 3e-05)")):
         built(key, **settings)
 
 
