@@ -91,6 +91,10 @@ class FlowConfig:
         full_last = self.time == "geodesic"
         return flow.step_sizes(self.step_size, self.flow_steps, full_last=full_last)
 
+    def horizon(self) -> float:
+        """Time at which the field ends."""
+        return pool.horizon(self.step_sizes(), self.time)
+
 
 class Field(NamedTuple):
     """A trained velocity field and the time at which it ends."""
@@ -266,7 +270,7 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
         )
-    return Field(model.apply, state.ema_params, horizon(config)), pool.summary(info)
+    return Field(model.apply, state.ema_params, config.horizon()), pool.summary(info)
 
 
 def network(config: FlowConfig):
@@ -274,11 +278,6 @@ def network(config: FlowConfig):
     warmup, steps = config.train_steps // 20, config.train_steps
     rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup, steps)
     return models.VelocityMLP(config.hidden_dims), optax.adam(rate)
-
-
-def horizon(config: FlowConfig) -> float:
-    """Time at which the field ends."""
-    return pool.horizon(config.step_sizes(), config.time)
 
 
 def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
@@ -301,7 +300,7 @@ def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
         lambda key: train.init(key, model, optimizer, config.DIM), jax.random.key(0)
     )
     state = checkpoint.restore(folder / "checkpoints", like, settings)
-    return config, Field(model.apply, state.ema_params, horizon(config))
+    return config, Field(model.apply, state.ema_params, config.horizon())
 
 
 def fill_pool(run: Run, config: FlowConfig, key, target):

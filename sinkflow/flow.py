@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.divergence import sinkhorn_velocity
+from sinkflow import costs
+from sinkflow.divergence import Limits, sinkhorn_velocity
+from sinkflow.sinkhorn import check_positive
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 
@@ -51,6 +53,7 @@ def step(
     step_size: ScalarLike,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    independent_self: bool = False,
 ) -> tuple[FlowState, FlowInfo]:
     """One Euler step x + step_size v(x) of the empirical Sinkhorn flow towards ``y``.
 
@@ -61,19 +64,22 @@ def step(
       step_size: [flow time]; 1 moves every particle by its whole velocity.
       threshold: L1 marginal error [mass, total 1] of each solve.
       max_iterations: cap on each solve's iterations.
+      independent_self: flow two clouds, the halves of ``x`` towards those of ``y``, each the
+        self reference of the other: unbiased in high dimension (arXiv:2605.11755).
+
+    Raises:
+      ValueError: an odd number of particles or targets with ``independent_self``.
 
     Source:
       arXiv:2401.14069, algorithm 1, inner loop.
     """
-    velocity, info = sinkhorn_velocity(
-        state.x,
-        y,
-        epsilon,
-        xy_init=state.xy,
-        xx_init=state.xx,
-        threshold=threshold,
-        max_iterations=max_iterations,
-    )
+    limits = Limits(threshold=threshold, max_iterations=max_iterations)
+    if independent_self:
+        velocity, info = _halves_velocity(state, y, epsilon, limits)
+    else:
+        velocity, info = sinkhorn_velocity(
+            state.x, y, epsilon, xy_init=state.xy, xx_init=state.xx, **limits
+        )
     step_size = jnp.asarray(step_size, velocity.dtype)
     moved = FlowState(state.x + step_size * velocity, state.t + step_size, info.xy.g, info.xx.g)
     iterations = info.xy.num_iterations + info.xx.num_iterations
@@ -81,7 +87,36 @@ def step(
     return moved, seen
 
 
-@jax.jit
+def _halves_velocity(state, y, epsilon, limits):
+    """Velocities of two clouds that are each other's self reference, certificates merged."""
+    if state.x.shape[0] % 2 or y.shape[0] % 2:
+        raise ValueError(
+            f"x has {state.x.shape[0]} and y {y.shape[0]} points; halves need even numbers"
+        )
+
+    def halves(leaf):
+        return leaf.reshape(2, -1, *leaf.shape[1:])
+
+    def solve(x, y, other, xy, xx):
+        return sinkhorn_velocity(x, y, epsilon, self_cloud=other, xy_init=xy, xx_init=xx, **limits)
+
+    x = halves(state.x)
+    velocity, info = jax.vmap(solve)(x, halves(y), x[::-1], halves(state.xy), halves(state.xx))
+    merged = info._replace(
+        converged=jnp.all(info.converged),
+        marginal_error=jnp.max(info.marginal_error),
+        neighbours=jnp.mean(info.neighbours),
+        xy=_merge(info.xy),
+        xx=_merge(info.xx),
+    )
+    return velocity.reshape(state.x.shape), merged
+
+
+def _merge(solves):
+    """Potentials of two solves end to end, and their iterations together."""
+    return solves._replace(g=solves.g.reshape(-1), num_iterations=jnp.sum(solves.num_iterations))
+
+
 def run(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -90,6 +125,7 @@ def run(
     *,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    independent_self: bool = False,
 ) -> tuple[FlowState, Trajectory, FlowInfo]:
     """The whole flow as one program, potentials warm-started from step to step.
 
@@ -100,13 +136,28 @@ def run(
       step_sizes: one for each step [flow time]; see :func:`step_sizes`.
       threshold: L1 marginal error [mass, total 1] of each solve.
       max_iterations: cap on each solve's iterations.
+      independent_self: see :func:`step`. Static.
 
     Returns:
       The last state, the :class:`Trajectory` of the states that velocities were taken
       at, and the :class:`FlowInfo` with a leading steps axis.
+
+    Raises:
+      ValueError: wrong shapes; outside a trace also epsilon <= 0.
     """
+    costs.check_clouds(x, y)
+    check_positive("epsilon", epsilon)
+    return _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self)
+
+
+@functools.partial(jax.jit, static_argnames="independent_self")
+def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self):
     advance = functools.partial(
-        step, epsilon=epsilon, threshold=threshold, max_iterations=max_iterations
+        step,
+        epsilon=epsilon,
+        threshold=threshold,
+        max_iterations=max_iterations,
+        independent_self=independent_self,
     )
 
     def body(state, step_size):
@@ -118,7 +169,7 @@ def run(
     return state, trajectory, info
 
 
-def step_sizes(step_size: float, num_steps: int, *, full_last: bool = False) -> Array:
+def step_sizes(step_size: float | int, num_steps: int, *, full_last: bool = False) -> Array:
     """Equal steps [flow time]; ``full_last`` makes the last one 1: x + v, the target itself.
 
     Raises:

@@ -59,6 +59,7 @@ def build(
     clouds_per_call: int = 1,
     threshold: ScalarLike = 1e-3,
     max_iterations: int = 5_000,
+    independent_self: bool = False,
     allow_unconverged: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[Pool, PoolInfo]:
@@ -66,7 +67,7 @@ def build(
 
     Args:
       key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
-      source: ``(key, n) -> [n, d]``. Static, like ``target``: no fresh lambda a call.
+      source: ``(key, n) -> [n, d]``.
       target: likewise.
       num_clouds: pairs of clouds, one flow each.
       num_particles: particles in each cloud.
@@ -77,6 +78,7 @@ def build(
       clouds_per_call: clouds simulated side by side; they wait for the slowest solve.
       threshold: L1 marginal error [mass, total 1] of each solve.
       max_iterations: cap on each solve's iterations.
+      independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
       allow_unconverged: keep the pool even if some solves did not converge.
       progress: wraps the iteration over calls, for a progress bar.
 
@@ -102,11 +104,13 @@ def build(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
     pools, infos = [], []
+    draw = jax.vmap(lambda key: (source(key[0], num_particles), target(key[1], num_particles)))
     for first in progress(range(0, num_clouds, clouds_per_call)):
         indices = jnp.arange(first, first + clouds_per_call)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        x, y = draw(jax.vmap(jax.random.split)(keys))
         trajectory, info = _simulate(
-            keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles
+            x, y, epsilon, step_sizes, threshold, max_iterations, independent_self
         )
         pools.append(_from_trajectories(trajectory, step_sizes, time))
         infos.append(info)
@@ -121,16 +125,21 @@ def build(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
 
 
-@functools.partial(jax.jit, static_argnames=("source", "target", "num_particles"))
-def _simulate(keys, epsilon, step_sizes, threshold, max_iterations, source, target, num_particles):
-    def simulate(key):
-        key_x, key_y = jax.random.split(key)
-        x, y = source(key_x, num_particles), target(key_y, num_particles)
-        limits = {"threshold": threshold, "max_iterations": max_iterations}
-        _, trajectory, info = flow.run(x, y, epsilon, step_sizes, **limits)
-        return trajectory, PoolInfo(*info[1:])
+@functools.partial(jax.jit, static_argnames="independent_self")
+def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self):
+    def simulate(x, y):
+        _, trajectory, info = flow.run(
+            x,
+            y,
+            epsilon,
+            step_sizes,
+            threshold=threshold,
+            max_iterations=max_iterations,
+            independent_self=independent_self,
+        )
+        return trajectory, info[1:]
 
-    return jax.vmap(simulate)(keys)
+    return jax.vmap(simulate)(x, y)
 
 
 @functools.partial(jax.jit, static_argnames="time")
@@ -149,6 +158,16 @@ def _from_trajectories(trajectory, step_sizes, time) -> Pool:
         velocity = velocity / before[None, :, None]  # dx/ds = v dt/ds, constant over the segment
     t, width = (jnp.broadcast_to(leaf, (clouds * n, leaf.shape[0])) for leaf in (t, width))
     return Pool(x, velocity, t, width)
+
+
+def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
+    """A pool of straight paths from ``x0_i`` to ``x1_i`` in time 0 to 1: flow matching's rows.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747; with optimal pairs Tong et al. 2024,
+    arXiv:2302.00482.
+    """
+    zeros = jnp.zeros((x0.shape[0], 1), x0.dtype)
+    return Pool(x0[:, None], (x1 - x0)[:, None], zeros, zeros + 1)
 
 
 def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:

@@ -1,5 +1,7 @@
 """Sampling from trained velocity fields, with exact counts of network evaluations."""
 
+from collections.abc import Callable
+
 from sinkflow import ode
 from sinkflow.types import Array, Float
 
@@ -33,3 +35,41 @@ def nsgf(
     """
     t0, t1 = (horizon, 0.0) if reverse else (0.0, horizon)
     return ode.integrate(apply_fn, params, x, t0=t0, t1=t1, nfe=nfe, method=method)
+
+
+def two_phase(
+    nsgf_fn: ode.ApplyFn,
+    straight_fn: ode.ApplyFn,
+    predictor_fn: Callable[..., Array],
+    params,
+    x: Float[Array, "n d"],
+    *,
+    nsgf_steps: int,
+    straight_steps: int,
+    horizon: float = 1.0,
+) -> Float[Array, "n d"]:
+    """Samples of NSGF++: the Sinkhorn flow, a predicted time, then a straight flow from there.
+
+    Spends ``nsgf_steps + 1 + straight_steps`` network evaluations. The predicted time tau_i
+    differs from sample to sample; each takes the same number of steps (1 - tau_i) / straight_steps.
+
+    Args:
+      nsgf_fn: field of the first phase ``(params, x, t)``.
+      straight_fn: field of the second, trained on straight paths in time 0 to 1.
+      predictor_fn: ``(params, x) -> tau [n]`` in [0, 1].
+      params: their three parameter trees, in that order.
+      x: source samples [length].
+      nsgf_steps: Euler steps of the first phase.
+      straight_steps: Euler steps of the second.
+      horizon: end of the first phase [the pool's time].
+
+    Raises:
+      ValueError: a phase without steps.
+
+    Source:
+      arXiv:2401.14069, NSGF++.
+    """
+    params_nsgf, params_straight, params_predictor = params
+    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps)
+    tau = predictor_fn(params_predictor, x)
+    return ode.integrate(straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps)

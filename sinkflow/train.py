@@ -29,8 +29,12 @@ class TrainInfo(NamedTuple):
 
 
 def init(key: PRNGKey, model, optimizer: optax.GradientTransformation, dim: int) -> TrainState:
-    """Fresh parameters for clouds of dimension ``dim``; the moving average starts at them."""
-    params = model.init(key, jnp.zeros((1, dim)), jnp.zeros(1))
+    """State of a fresh velocity field for clouds of dimension ``dim``."""
+    return create(model.init(key, jnp.zeros((1, dim)), jnp.zeros(1)), optimizer)
+
+
+def create(params, optimizer: optax.GradientTransformation) -> TrainState:
+    """State at step 0; the moving average starts at ``params``."""
     # A copy: a step that donates the state must not meet one buffer twice.
     average = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
@@ -45,8 +49,20 @@ def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
     return jnp.mean(jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=1))
 
 
+def time_prediction_loss(apply_fn: Callable, params, rows) -> Scalar:
+    """Mean over rows of the squared error of the time predicted from the point alone.
+
+    Source: arXiv:2401.14069, phase-transition time predictor.
+    """
+    return jnp.mean((apply_fn(params, rows.x) - rows.t) ** 2)
+
+
 def make_step(
-    apply_fn: Callable, optimizer: optax.GradientTransformation, *, ema_decay: float
+    apply_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    loss_fn: Callable = velocity_matching_loss,
 ) -> Step:
     """A pure ``step(state, rows, *, axis_name=None)``: gradient, update, moving average.
 
@@ -55,8 +71,7 @@ def make_step(
     """
 
     def step(state: TrainState, rows, *, axis_name: str | None = None):
-        loss_fn = lambda params: velocity_matching_loss(apply_fn, params, rows)
-        loss, gradient = jax.value_and_grad(loss_fn)(state.params)
+        loss, gradient = jax.value_and_grad(loss_fn, argnums=1)(apply_fn, state.params, rows)
         if axis_name is not None:
             loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

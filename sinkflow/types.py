@@ -6,6 +6,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 PRNGKey = Key[Array, ""]
 Scalar = Float[Array, ""]
-ScalarLike = float | np.ndarray | np.number | jax.Array
+ScalarLike = float | int | np.ndarray | np.number | jax.Array
 
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Scalar", "ScalarLike"]

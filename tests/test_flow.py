@@ -144,15 +144,15 @@ def test_vmapped_run_equals_a_loop(key):
 def test_new_values_do_not_recompile(key):
     x, y = clouds(key)
     flow.run(x, y, 0.1, flow.step_sizes(0.5, STEPS))
-    compiled = flow.run._cache_size()
+    compiled = flow._run._cache_size()
     flow.run(x + 1.0, y, 0.2, flow.step_sizes(0.25, STEPS, full_last=True))
     flow.run(x, y, jnp.array(0.3), jnp.linspace(0.1, 0.4, STEPS))
     # Typed scalars are another aval to jit, not another value: at most one more program.
-    assert flow.run._cache_size() <= compiled + 1
+    assert flow._run._cache_size() <= compiled + 1
     flow.run(x, y, 0.4, flow.step_sizes(0.5, STEPS), threshold=1e-2, max_iterations=100)
-    compiled = flow.run._cache_size()
+    compiled = flow._run._cache_size()
     flow.run(x, y, 0.5, flow.step_sizes(0.1, STEPS), threshold=1e-4, max_iterations=200)
-    assert flow.run._cache_size() == compiled
+    assert flow._run._cache_size() == compiled
 
 
 def test_a_full_step_lands_on_the_barycentric_targets(key):

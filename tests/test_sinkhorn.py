@@ -275,9 +275,13 @@ def test_certificate_is_the_error_of_the_returned_potentials(key, d, epsilon, ma
 def test_certificate_of_the_self_solve(key, epsilon, max_iterations):
     (x, _, a, _), (exact, _, a64, _) = problem(key, 2)
     out = sinkhorn_self(x, epsilon, a=a, threshold=1e-4, max_iterations=max_iterations)
-    truth = marginal_error(plan(exact, exact, epsilon, out, a64, a64), a64, a64)
+    found = plan(exact, exact, epsilon, out, a64, a64)
+    truth = marginal_error(found, a64, a64)
     np.testing.assert_allclose(out.marginal_error, truth, atol=rounding(x, x, epsilon))
     assert out.converged == (max_iterations > 5) == (truth < 1e-4)
+    # The dual objective: a total mass that is off must not enter the value to first order.
+    dual = 2 * a64 @ float64(out.f)[0] - epsilon * (found.sum() - 1)
+    np.testing.assert_allclose(out.value, dual, rtol=1e-6, atol=1e-6 * epsilon)
 
 
 def test_too_few_iterations_are_reported_everywhere(key):

@@ -1,0 +1,322 @@
+"""The synthetic tables: NSGF against its rivals on five tasks in the plane, and ablations of NSGF.
+
+Command:  python -m experiments.table_plane                  (the table)
+          python -m experiments.table_plane --grid ablations
+Runtime:  see the README's tables, which name the device; --smoke runs the grid in miniature.
+Expected: the README's tables; a change larger than the spread over seeds is a finding.
+Source:   arXiv:2401.14069, the 2-D table; methods as cited in experiments/methods.py.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import common, methods
+from sinkflow import data, metrics, plotting
+
+ABLATIONS: dict[str, list[dict[str, Any]]] = {
+    "particles per cloud (same number of paths)": [
+        {"num_particles": n, "num_clouds": 2**17 // n} for n in (64, 256, 1024, 4096)
+    ],
+    "epsilon": [{"epsilon": epsilon} for epsilon in (0.005, 0.02, 0.1, 0.5)],
+    "flow steps": [{"flow_steps": count} for count in (2, 4, 8, 16)],
+    "step size": [{"step_size": size} for size in (0.2, 0.5, 0.8)],
+    "time label": [{"time": label} for label in ("geodesic", "flow")],
+    "self cloud": [{"method": name} for name in ("NSGF", "NSGF independent self")],
+    "clouds in the pool": [{"num_clouds": count} for count in (4, 16, 64)],
+    "refreshed pools of 16 clouds": [
+        {"refreshes": count, "num_clouds": 16} for count in (1, 4, 20)
+    ],
+    "network width": [{"hidden_dims": (width,) * 3} for width in (64, 256, 512)],
+}
+
+
+STYLES = ("-", "--", ":")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.FlowConfig):
+    """Every number of the table. Lengths are the plane's: targets span about 10."""
+
+    grid: Literal["methods", "ablations"] = "methods"
+    """Methods on all tasks, or variants of NSGF."""
+    tasks: tuple[str, ...] = tuple(data.TASKS)
+    """Tasks to run."""
+    only: tuple[str, ...] = ()
+    """Methods to run; by default all of the grid."""
+    seeds: int = 5
+    """Training seeds, trained side by side."""
+    num_particles: int = 2048
+    """Particles in each cloud."""
+    train_steps: int = 10_000
+    """Optimiser steps of every network."""
+    steps_per_call: int = 500
+    """Optimiser steps of one dispatched call."""
+    num_samples: int = 4096
+    """Generated and target samples of each W2, both stratified."""
+    num_floors: int = 5
+    """Independent draws behind each floor."""
+    refreshes: int = 1
+    """Pools built in the course of a training."""
+
+    SMOKE: ClassVar[dict] = {
+        "seeds": 2,
+        "num_particles": 256,
+        "num_clouds": 1,
+        "hidden_dims": (16, 16),
+        "batch_size": 64,
+        "train_steps": 20,
+        "steps_per_call": 10,
+        "num_samples": 64,
+        "num_floors": 1,
+        "nfe": (1, 5),
+    }
+    DIM: ClassVar[int] = 2
+
+    def name(self) -> str:
+        return f"table-plane-{self.grid}"
+
+    def clouds_per_call(self) -> int:
+        """One on a CPU; elsewhere what 4 GiB of cost matrices hold, a divisor of num_clouds."""
+        if jax.default_backend() == "cpu":
+            return 1
+        most = max(1, 2**30 // self.num_particles**2)
+        return max(k for k in range(1, min(most, self.num_clouds) + 1) if self.num_clouds % k == 0)
+
+    def training_only(self) -> "Config":
+        """The settings that training compiles with, so that pools of every kind share it."""
+        return Config(
+            hidden_dims=self.hidden_dims,
+            batch_size=self.batch_size,
+            train_steps=self.train_steps,
+            steps_per_call=self.steps_per_call,
+            learning_rate=self.learning_rate,
+            ema_decay=self.ema_decay,
+        )
+
+
+def main(config: Config) -> list:
+    """Runs what is missing of the grid, then makes tables and pictures from the cells alone."""
+    tasks = {name: data.task(name) for name in config.tasks}
+    run = common.Run(config)
+    grid = variants(config)
+    todo = [
+        (label, name)
+        for label in grid
+        for name in tasks
+        if not all(cell_path(run.out, label, name, seed).exists() for seed in range(config.seeds))
+    ]
+    print(f"{len(todo)} of {len(grid) * len(tasks)} groups of {config.seeds} seeds to run")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+        waiting = []
+        truths = {name: targets(config, name, executor) for name in {name for _, name in todo}}
+        for label, name in common.progress("groups")(todo):
+            method, settings = grid[label]
+            waiting.append(start_group(run, label, name, method, settings, truths[name], executor))
+        for finish in common.progress("exact W2")(waiting):
+            finish()
+    labels = list(grid)
+    cells = read_cells(run.out, labels, config)
+    made = tables(cells, labels, config)
+    common.write_text(run.out / "table.md", "\n".join(map(markdown, made)))
+    common.write_text(run.out / "table.tex", "\n".join(map(latex, made)))
+    draw_curves(run.out, cells, labels, config)
+    print("\n".join(map(markdown, made)))
+    run.finish(cells=len(grid) * len(tasks) * config.seeds)
+    return made
+
+
+def variants(config) -> dict[str, tuple[Any, Config]]:
+    """Rows of the grid: label to method and its settings."""
+    changes = {label: {"method": label} for label in methods.METHODS}
+    if config.grid == "ablations":
+        changes = {
+            f"{group}: {next(iter(entry.values()))}": entry
+            for group, entries in ABLATIONS.items()
+            for entry in entries
+        }
+    unknown = set(config.only) - changes.keys()
+    if unknown:
+        raise ValueError(f"only has {sorted(unknown)}; choose among {', '.join(changes)}")
+    rows = {}
+    for label in config.only or changes:
+        entry = dict(changes[label])
+        method, extra = methods.METHODS[entry.pop("method", "NSGF")]
+        rows[label] = (method, dataclasses.replace(config, **{**extra, **entry}))
+    return rows
+
+
+def seed_keys(config, name: str):
+    """One key a seed, the same for every method of a task."""
+    base = jax.random.fold_in(jax.random.key(config.seed), list(data.TASKS).index(name))
+    return jax.vmap(jax.random.fold_in, (None, 0))(base, np.arange(config.seeds))
+
+
+def targets(config, name: str, executor):
+    """Source and target samples of every seed, and the floors, being computed."""
+    task, n = data.task(name), config.num_samples
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1), 3))(
+        seed_keys(config, name)
+    )
+    x0 = jax.vmap(lambda key: data.STRATIFIED[task.source](key, n))(keys[:, 0])
+    real = np.asarray(jax.vmap(lambda key: data.STRATIFIED[task.target](key, n))(keys[:, 1]))
+    floors = []
+    for seed in range(config.seeds):
+        *fresh, last = jax.random.split(keys[seed, 2], config.num_floors + 1)
+        draws = [data.SAMPLERS[task.target](key, n) for key in fresh]
+        draws.append(data.STRATIFIED[task.target](last, n))
+        floors.append(
+            [executor.submit(metrics.wasserstein2, np.asarray(z), real[seed]) for z in draws]
+        )
+    return x0, real, floors
+
+
+def start_group(run, label, name, method, settings, truth, executor):
+    """Trains and samples all seeds; the returned function waits for W2 and writes the cells."""
+    x0, real, floors = truth
+    before, task = dict(run.times), data.task(name)
+    learned = method(settings, task, seed_keys(settings, name), run.timed)
+    samples = {}
+    with run.timed("sample"):
+        for nfe in settings.nfe:
+            drawn = learned.draw(x0, nfe)
+            samples[nfe] = None if drawn is None else np.asarray(drawn)
+    seconds = {phase: run.times[phase] - before.get(phase, 0.0) for phase in run.times}
+    distances = {
+        nfe: [
+            executor.submit(metrics.wasserstein2, z, y) for z, y in zip(points, real, strict=True)
+        ]
+        for nfe, points in samples.items()
+        if points is not None
+    }
+    draw_group(run.out, label, name, samples, learned, x0, real[0])
+
+    def finish():
+        for seed in range(settings.seeds):
+            *fresh, stratified = [future.result() for future in floors[seed]]
+            cell = {
+                "row": label,
+                "task": name,
+                "seed": seed,
+                "w2": {str(nfe): futures[seed].result() for nfe, futures in distances.items()},
+                "floor": float(np.mean(fresh)),
+                "stratified_floor": stratified,
+                "seconds_of_all_seeds": {key: round(value, 2) for key, value in seconds.items()},
+                "certificates": learned.certificates,
+                "settings": dataclasses.asdict(settings),
+                "commit": common.commit(),
+                "device": common.device(),
+                "versions": common.versions(),
+            }
+            common.write_json(cell_path(run.out, label, name, seed), cell)
+
+    return finish
+
+
+def slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("+", "p")).strip("-")
+
+
+def cell_path(out: pathlib.Path, label: str, name: str, seed: int) -> pathlib.Path:
+    folder = out / "cells" / slug(label)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{seed}.json"
+
+
+def read_cells(out, labels, config) -> dict[tuple[str, str], list[dict]]:
+    """Cells of the grid by row and task, one for each seed."""
+    return {
+        (label, name): [
+            json.loads(cell_path(out, label, name, seed).read_text())
+            for seed in range(config.seeds)
+        ]
+        for label in labels
+        for name in config.tasks
+    }
+
+
+class Table(NamedTuple):
+    """One task's numbers, ready to print."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def tables(cells, labels, config) -> list[Table]:
+    """W2 mean ± standard deviation over seeds for each task, method and NFE, from the cells."""
+    made = []
+    for name in config.tasks:
+        first = cells[labels[0], name]
+        floor, stratified = (
+            np.mean([cell[key] for cell in first]) for key in ("floor", "stratified_floor")
+        )
+        rows = []
+        for label in labels:
+            group = cells[label, name]
+            seconds = group[0]["seconds_of_all_seeds"]
+            spent = [seconds.get(phase, 0) / len(group) for phase in ("pool", "train", "sample")]
+            values = [mean_and_deviation(group, nfe) for nfe in config.nfe]
+            rows.append([label, *values, *(f"{value:.1f}" for value in spent)])
+        title = f"{name}: W2, floor {floor:.3f}, stratified floor {stratified:.3f}"
+        times = ["pool [s]", "train [s]", "sample [s]"]
+        made.append(Table(title, ["method", *(f"NFE {k}" for k in config.nfe), *times], rows))
+    return made
+
+
+def mean_and_deviation(group, nfe) -> str:
+    values = [cell["w2"][str(nfe)] for cell in group if str(nfe) in cell["w2"]]
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "n/a"
+
+
+def markdown(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(table: Table) -> str:
+    lines = [
+        " & ".join(line).replace("±", r"$\pm$") + r" \\" for line in (table.header, *table.rows)
+    ]
+    columns = "l" + "r" * (len(table.header) - 1)
+    body = "\n".join([lines[0], r"\hline", *lines[1:]])
+    return f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def draw_group(out, label, name, samples, learned, x0, real):
+    """Samples of the first seed at every NFE, and paths of a few particles."""
+    panels = {f"NFE {nfe}": points[0] for nfe, points in samples.items() if points is not None}
+    folder = out / "pictures" / slug(label)
+    folder.mkdir(parents=True, exist_ok=True)
+    fig = plotting.samples_against_target(panels, real)
+    plotting.save(fig, folder / f"{name}-samples.png")
+    paths = np.asarray(learned.paths(x0[:1, :64]))
+    plotting.save(
+        plotting.trajectories(paths, real, f"{label}, {name}"), folder / f"{name}-paths.png"
+    )
+
+
+def draw_curves(out, cells, labels, config):
+    """w2.png: W2 against NFE, one panel a task, one line a method, the floor dotted."""
+    fig, axes = plotting.figure(len(config.tasks), size=4.0)
+    for axis, name in zip(axes[0], config.tasks, strict=True):
+        for index, label in enumerate(labels):
+            counts = [nfe for nfe in config.nfe if str(nfe) in cells[label, name][0]["w2"]]
+            means = [np.mean([c["w2"][str(nfe)] for c in cells[label, name]]) for nfe in counts]
+            style = {"color": f"C{index}", "ls": STYLES[index // 10], "marker": "."}
+            axis.plot(counts, means, label=label, **style)
+        axis.axhline(cells[labels[0], name][0]["floor"], color="0.5", ls=":")
+        axis.set(title=name, xscale="log", yscale="log", xlabel="NFE", ylabel="W2")
+    axes[0, -1].legend(fontsize=6)
+    plotting.save(fig, out / "w2.png")
+
+
+if __name__ == "__main__":
+    common.run_driver(main, Config, __doc__)
