@@ -108,7 +108,12 @@ def cli(config_class: type[Config], description: str | None) -> Config:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
-    return tyro.cli(config_class, default=default, description=description)
+    return tyro.cli(config_class, default=default, description=description, prog=program())
+
+
+def program() -> str:
+    """How the user started this: python -m experiments.NAME."""
+    return f"python -m experiments.{pathlib.Path(sys.argv[0]).stem}"
 
 
 @contextlib.contextmanager
@@ -167,8 +172,9 @@ class Run:
         except OSError as error:
             raise ValueError(f"out is {self.out}: cannot write there ({error.strerror})") from None
         saved = self.out / "config.json"
-        # Before its pool a run has nothing to lose: settings that failed may be mended in place.
-        if saved.exists() and (self.out / "pool").exists():
+        # Before its first result a run has nothing to lose: settings may be mended in place.
+        started = any((self.out / name).exists() for name in ("pool", "cells"))
+        if saved.exists() and started:
             checkpoint.check_config(self.out, json.loads(saved.read_text()), self.settings)
         else:
             write_json(saved, self.settings)
@@ -220,6 +226,14 @@ class Run:
         checkpoint.save(folder, 0, made, self.settings)
         return made
 
+    def circumstances(self) -> dict[str, Any]:
+        """What a number depends on besides its config: commit, versions, device."""
+        return {
+            "commit": commit(),
+            "versions": {"python": platform.python_version(), **versions()},
+            "device": device(),
+        }
+
     def finish(self, **results: Any) -> dict[str, Any]:
         """Writes result.json: results, config, commit, versions, device and times."""
         times = {**self.times, "total": time.perf_counter() - self.start}
@@ -228,9 +242,7 @@ class Run:
             "times": {name: round(seconds, 2) for name, seconds in times.items()},
             "resumed_from": self.resumed_from,
             "config": self.config,
-            "commit": commit(),
-            "versions": {"python": platform.python_version(), **versions()},
-            "device": device(),
+            **self.circumstances(),
         }
         write_json(self.out / "result.json", result)
         return result
@@ -386,11 +398,17 @@ def fit(
 
 def check_steps(train_steps: int, steps_per_call: int, checkpoint_every: int) -> None:
     """Raises ValueError unless whole calls make up the training and every checkpoint."""
-    if steps_per_call < 1:
-        raise ValueError(f"steps_per_call is {steps_per_call}; it must be at least 1")
+    check_positive_counts(steps_per_call=steps_per_call)
     for name, count in (("train_steps", train_steps), ("checkpoint_every", checkpoint_every)):
         if count < 1 or count % steps_per_call:
             raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
+
+
+def check_positive_counts(**counts: int) -> None:
+    """Raises ValueError that names the first count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
 
 
 def check_batch(batch_size: int) -> int:
@@ -409,12 +427,8 @@ def check_batch(batch_size: int) -> int:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a whole file or nothing."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
+    with checkpoint.whole_file(path) as partial:
         partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -423,12 +437,15 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def commit() -> str:
-    """The checkout's commit, marked when files differ from it; "unknown" outside one."""
+    """The checkout's commit, marked when files differ from it.
+
+    Outside a checkout what SINKFLOW_COMMIT says, or "unknown".
+    """
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("SINKFLOW_COMMIT", "unknown")
     return done.stdout.strip()
 
 

@@ -68,6 +68,7 @@ def main(config: Config) -> dict:
             f"num_test is {config.num_test}; with {config.num_particles} particles of "
             f"{len(images)} images it must be between 2 and {len(images) - config.num_particles}"
         )
+    common.check_positive_counts(num_floors=config.num_floors)
     run = common.Run(config)
     key_learn, key_x0, key_split = jax.random.split(jax.random.key(config.seed), 3)
     order = np.asarray(jax.random.permutation(key_split, len(images)))

@@ -261,15 +261,15 @@ PAPER = {"time": "flow", "step_size": 0.5, "flow_steps": 10}
 EARLY = {"time": "flow", "step_size": 0.2, "flow_steps": 5}
 
 METHODS: dict[str, tuple[Callable, dict[str, Any]]] = {
-    "FM": (flow_matching, {}),
+    "NSGF": (nsgf, {}),
     "OT-CFM n=256": (functools.partial(flow_matching, partners=exact, size=256), {}),
     "OT-CFM n=cloud": (functools.partial(flow_matching, partners=exact), {}),
-    "OT-CFM Sinkhorn n=256": (functools.partial(flow_matching, partners=entropic, size=256), {}),
+    "FM": (flow_matching, {}),
+    "NSGF flow time": (nsgf, PAPER),
+    "NSGF++": (nsgf_plus_plus, EARLY),
+    "SI": (functools.partial(flow_matching, rows=trigonometric_rows), {}),
     "RF-2": (functools.partial(rectified_flow, rectifications=2), {}),
     "RF-3": (functools.partial(rectified_flow, rectifications=3), {}),
-    "SI": (functools.partial(flow_matching, rows=trigonometric_rows), {}),
-    "NSGF flow time": (nsgf, PAPER),
-    "NSGF": (nsgf, {}),
+    "OT-CFM Sinkhorn n=256": (functools.partial(flow_matching, partners=entropic, size=256), {}),
     "NSGF independent self": (functools.partial(nsgf, independent_self=True), {}),
-    "NSGF++": (nsgf_plus_plus, EARLY),
 }

@@ -50,6 +50,7 @@ class Config(common.FlowConfig):
 def main(config: Config) -> dict:
     """Fills the pool, fits the velocity, samples, measures; returns result.json's content."""
     task = data.task(config.task)
+    common.check_positive_counts(num_samples=config.num_samples, num_floors=config.num_floors)
     run = common.Run(config)
     key_learn, key_x0, key_x1 = jax.random.split(jax.random.key(config.seed), 3)
     field, certificates = common.learn(run, config, key_learn, data.SAMPLERS[task.target])

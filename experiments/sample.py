@@ -8,7 +8,6 @@ Source:   arXiv:2401.14069, algorithm 2.
 
 import dataclasses
 import functools
-import os
 import pathlib
 from typing import Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from experiments import common
-from sinkflow import ode, sampling
+from sinkflow import checkpoint, ode, sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,12 @@ def main(config: Config) -> np.ndarray:
     carry = functools.partial(sampling.nsgf, nfe=config.nfe, method=config.method)
     samples = np.asarray(carry(field.apply_fn, field.params, x0, horizon=field.horizon))
     path = pathlib.Path(config.out or f"{config.run}/samples.npy")
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("wb") as file:
+    with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, samples)
-    os.replace(partial, path)
     print(f"{samples.shape[0]} samples of dimension {samples.shape[1]} in {path}")
     return samples
 
 
 if __name__ == "__main__":
     with common.clear_errors():
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=__doc__, prog=common.program()))

@@ -23,17 +23,15 @@ from sinkflow import data, metrics, plotting
 
 ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "particles per cloud (same number of paths)": [
-        {"num_particles": n, "num_clouds": 2**17 // n} for n in (64, 256, 1024, 4096)
+        {"num_particles": n, "num_clouds": 2**16 // n} for n in (64, 256, 1024, 4096)
     ],
     "epsilon": [{"epsilon": epsilon} for epsilon in (0.005, 0.02, 0.1, 0.5)],
     "flow steps": [{"flow_steps": count} for count in (2, 4, 8, 16)],
     "step size": [{"step_size": size} for size in (0.2, 0.5, 0.8)],
     "time label": [{"time": label} for label in ("geodesic", "flow")],
     "self cloud": [{"method": name} for name in ("NSGF", "NSGF independent self")],
-    "clouds in the pool": [{"num_clouds": count} for count in (4, 16, 64)],
-    "refreshed pools of 16 clouds": [
-        {"refreshes": count, "num_clouds": 16} for count in (1, 4, 20)
-    ],
+    "clouds in the pool": [{"num_clouds": count} for count in (2, 8, 32)],
+    "refreshed pools of 8 clouds": [{"refreshes": count, "num_clouds": 8} for count in (1, 4, 20)],
     "network width": [{"hidden_dims": (width,) * 3} for width in (64, 256, 512)],
 }
 
@@ -55,6 +53,10 @@ class Config(common.FlowConfig):
     """Training seeds, trained side by side."""
     num_particles: int = 2048
     """Particles in each cloud."""
+    epsilon: float = 0.005
+    """Entropic regularisation [length^2]; GeomLoss's blur squared."""
+    num_clouds: int = 32
+    """Simulated pairs of clouds in the pool of a seed; other methods see as many pairs."""
     train_steps: int = 10_000
     """Optimiser steps of every network."""
     steps_per_call: int = 500
@@ -114,14 +116,17 @@ def main(config: Config) -> list:
         if not all(cell_path(run.out, label, name, seed).exists() for seed in range(config.seeds))
     ]
     print(f"{len(todo)} of {len(grid) * len(tasks)} groups of {config.seeds} seeds to run")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
-        waiting = []
+    threads = concurrent.futures.ThreadPoolExecutor
+    with threads(os.cpu_count()) as executor, threads(1) as writer:
+        # While the device trains one group, the host's cores measure those before it.
         truths = {name: targets(config, name, executor) for name in {name for _, name in todo}}
+        written = []
         for label, name in common.progress("groups")(todo):
             method, settings = grid[label]
-            waiting.append(start_group(run, label, name, method, settings, truths[name], executor))
-        for finish in common.progress("exact W2")(waiting):
-            finish()
+            finish = start_group(run, label, name, method, settings, truths[name], executor)
+            written.append(writer.submit(finish))
+        for future in common.progress("exact W2")(written):
+            future.result()
     labels = list(grid)
     cells = read_cells(run.out, labels, config)
     made = tables(cells, labels, config)
@@ -211,9 +216,7 @@ def start_group(run, label, name, method, settings, truth, executor):
                 "seconds_of_all_seeds": {key: round(value, 2) for key, value in seconds.items()},
                 "certificates": learned.certificates,
                 "settings": dataclasses.asdict(settings),
-                "commit": common.commit(),
-                "device": common.device(),
-                "versions": common.versions(),
+                **run.circumstances(),
             }
             common.write_json(cell_path(run.out, label, name, seed), cell)
 

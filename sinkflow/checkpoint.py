@@ -1,8 +1,10 @@
-"""Checkpoints: a state and the config that made it, written atomically (Orbax)."""
+"""Checkpoints: a state and the config that made it, and files, written whole or not at all."""
 
+import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -85,6 +87,18 @@ def check_config(where, saved: Mapping[str, Any], config: Mapping[str, Any]) -> 
             f"{where} belongs to a run with another config ({'; '.join(different)}): "
             "use the same settings, another output folder, or remove that one"
         )
+
+
+@contextlib.contextmanager
+def whole_file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file to write instead; it takes the place of ``path`` once the block has succeeded."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(config):

@@ -1,7 +1,5 @@
 """Pictures of flows, samples and training; the only module that imports matplotlib."""
 
-import contextlib
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +7,8 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from sinkflow.checkpoint import whole_file
 
 TARGET, SAMPLE, PATH = "0.7", "tab:blue", "tab:orange"
 
@@ -22,7 +22,7 @@ def figure(columns: int = 1, rows: int = 1, size: float = 3.0) -> tuple[Figure, 
 
 def save(fig: Figure, path: str | pathlib.Path) -> None:
     """Writes the figure (PNG); the file appears only when complete."""
-    with _complete(path) as partial:
+    with whole_file(path) as partial:
         fig.savefig(partial, format="png", dpi=110)
 
 
@@ -107,20 +107,8 @@ def flow_gif(
 
     frames = [*range(len(states)), *[len(states) - 1] * 8]  # rest on the result
     animation = FuncAnimation(fig, draw, frames=frames, blit=False)
-    with _complete(path) as partial:
+    with whole_file(path) as partial:
         animation.save(partial, writer=PillowWriter(fps=12), dpi=80)
-
-
-@contextlib.contextmanager
-def _complete(path):
-    """A file to write instead; it takes the place of ``path`` once the block has succeeded."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _points(axis, points, color):

@@ -77,7 +77,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
-        info = TrainInfo(loss, optax.global_norm(gradient))
+        info = TrainInfo(loss, optax.tree.norm(gradient))
         return TrainState(state.step + 1, params, average, opt_state), info
 
     return step

@@ -203,10 +203,34 @@ def test_bad_input_raises_at_the_call(unchecked_shapes):
 
 
 @pytest.mark.parametrize("epsilon", [-1.0, 0.0, float("nan")])
-def test_epsilon_is_traced_in_run_and_a_wrong_one_is_data(key, epsilon):
+def test_a_wrong_epsilon_is_an_error_at_the_call_and_data_in_a_trace(key, epsilon):
     x, y = clouds(key)
-    _, _, info = flow.run(x, y, epsilon, flow.step_sizes(0.5, STEPS), max_iterations=50)
-    assert not info.converged.any()
+    sizes = flow.step_sizes(0.5, STEPS)
+    with pytest.raises(ValueError, match=f"epsilon is {epsilon}"):
+        flow.run(x, y, epsilon, sizes)
+    traced = jax.jit(lambda value: flow.run(x, y, value, sizes, max_iterations=50))
+    assert not traced(epsilon)[2].converged.any()
+
+
+def test_halves_are_each_others_self_reference(key):
+    x, y = clouds(key)
+    x, y = x[: 2 * (N // 2)], y[: 2 * (M // 2)]
+    half, target = x.shape[0] // 2, y.shape[0] // 2
+    options = {"threshold": 1e-5}
+    state, info = flow.step(
+        flow.init(x, y), y, epsilon=0.5, step_size=0.25, independent_self=True, **options
+    )
+    expected = [
+        sinkhorn_velocity(x[:half], y[:target], 0.5, self_cloud=x[half:], **options)[0],
+        sinkhorn_velocity(x[half:], y[target:], 0.5, self_cloud=x[:half], **options)[0],
+    ]
+    np.testing.assert_allclose(info.velocity, jnp.concatenate(expected), atol=1e-3)
+    np.testing.assert_allclose(state.x, x + 0.25 * info.velocity, atol=1e-6)
+    assert info.converged
+    same, _ = sinkhorn_velocity(x, y, 0.5, **options)
+    assert not np.allclose(info.velocity, same, atol=1e-2)
+    with pytest.raises(ValueError, match="even"):
+        flow.step(flow.init(x[1:], y), y, epsilon=0.5, step_size=0.25, independent_self=True)
 
 
 MEAN_X, MEAN_Y = np.array([-1.0, 0.5]), np.array([1.0, 0.0])

@@ -64,3 +64,28 @@ def test_reverse_sees_the_times_from_the_end(x):
 def test_impossible_evaluation_counts_raise(x, nfe, method):
     with pytest.raises(ValueError, match=f"nfe is {nfe}"):
         sampling.nsgf(linear, MATRIX, x, nfe=nfe, method=method)
+
+
+def test_two_phase_spends_its_evaluations_and_starts_each_sample_at_its_own_time():
+    """Phase 1 moves by 1 in x, the predictor reads tau off y, phase 2 moves y to y + 1 - tau."""
+    calls = []
+
+    def first(params, x, t):
+        jax.debug.callback(lambda: calls.append("first"), ordered=True)
+        return jnp.broadcast_to(params, x.shape) * jnp.array([[1.0, 0.0]])
+
+    def second(params, x, t):
+        jax.debug.callback(lambda: calls.append("second"), ordered=True)
+        return jnp.broadcast_to(params, x.shape) * jnp.array([[0.0, 1.0]])
+
+    def predict(params, x):
+        jax.debug.callback(lambda: calls.append("predict"), ordered=True)
+        return x[:, 1]
+
+    x = jnp.array([[0.0, 0.25], [2.0, 0.5], [4.0, 1.0]])
+    params = (jnp.float32(0.5), jnp.float32(1.0), None)
+    settings = {"nsgf_steps": 3, "straight_steps": 4, "horizon": 2.0}
+    out = sampling.two_phase(first, second, predict, params, x, **settings)
+    jax.effects_barrier()
+    np.testing.assert_allclose(out, [[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]], atol=1e-6)
+    assert calls == ["first"] * 3 + ["predict"] + ["second"] * 4
