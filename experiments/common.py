@@ -108,7 +108,12 @@ def cli(config_class: type[Config], description: str | None) -> Config:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
-    return tyro.cli(config_class, default=default, description=description, prog=program())
+    return tyro.cli(config_class, default=default, description=header(description), prog=program())
+
+
+def header(doc: str | None) -> str:
+    """A driver's docstring for ``--help``, which joins lines that no blank line parts."""
+    return "\n\n".join(line for line in (doc or "").splitlines() if line)
 
 
 def program() -> str:
@@ -165,6 +170,8 @@ class Run:
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
         self.start = time.perf_counter()
+        # Read now: by the end of a long run the checkout may be another.
+        self.commit = commit()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.out):
@@ -229,7 +236,7 @@ class Run:
     def circumstances(self) -> dict[str, Any]:
         """What a number depends on besides its config: commit, versions, device."""
         return {
-            "commit": commit(),
+            "commit": self.commit,
             "versions": {"python": platform.python_version(), **versions()},
             "device": device(),
         }

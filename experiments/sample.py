@@ -55,4 +55,4 @@ def main(config: Config) -> np.ndarray:
 
 if __name__ == "__main__":
     with common.clear_errors():
-        main(tyro.cli(Config, description=__doc__, prog=common.program()))
+        main(tyro.cli(Config, description=common.header(__doc__), prog=common.program()))

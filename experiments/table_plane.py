@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.table_plane                  (the table)
           python -m experiments.table_plane --grid ablations
-Runtime:  see the README's tables, which name the device; --smoke runs the grid in miniature.
-Expected: the README's tables; a change larger than the spread over seeds is a finding.
+Runtime:  not yet measured to the end on an accelerator; --smoke runs the grid in miniature.
+Expected: no table has been measured yet.
 Source:   arXiv:2401.14069, the 2-D table; methods as cited in experiments/methods.py.
 """
 

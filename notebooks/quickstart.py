@@ -34,8 +34,10 @@ y = sinkflow.data.moons(key_y, 512)
 
 # %%
 out = sinkflow.sinkhorn(x, y, epsilon=0.02)
-print(f"W_epsilon {out.value:.3f} after {out.num_iterations} iterations: converged {out.converged}, "
-      f"marginal error {out.marginal_error:.1e}")
+print(
+    f"W_epsilon {out.value:.3f} after {out.num_iterations} iterations: converged {out.converged}, "
+    f"marginal error {out.marginal_error:.1e}"
+)
 hurried = sinkflow.sinkhorn(x, y, epsilon=0.02, max_iterations=20)
 print(f"20 iterations: converged {hurried.converged}, marginal error {hurried.marginal_error:.1e}")
 
@@ -47,8 +49,10 @@ print(f"20 iterations: converged {hurried.converged}, marginal error {hurried.ma
 # %%
 for epsilon in (0.005, 0.02, 0.1, 1.0, 10.0):
     velocity, info = sinkflow.sinkhorn_velocity(x, y, epsilon)
-    print(f"epsilon {epsilon:6.3f}: {info.neighbours:6.1f} neighbours, "
-          f"mean speed {np.linalg.norm(velocity, axis=1).mean():.2f}, converged {info.converged}")
+    print(
+        f"epsilon {epsilon:6.3f}: {info.neighbours:6.1f} neighbours, "
+        f"mean speed {np.linalg.norm(velocity, axis=1).mean():.2f}, converged {info.converged}"
+    )
 
 # %% [markdown]
 # ## The particle flow

@@ -70,7 +70,7 @@ def sinkhorn(
 
     by the alternating updates :math:`f_i \leftarrow f_i - \omega\varepsilon\log s_i`,
     :math:`s_i = \sum_j b_j e^{(f_i + g_j - C_ij)/\varepsilon}`, and the same for g.
-    Epsilon is annealed from the largest cost; at its final value the relaxation
+    Epsilon is annealed from a bound on the largest cost; at its final value the relaxation
     :math:`\omega` is set from the measured decay of the error.
 
     Args:
@@ -146,7 +146,7 @@ def sinkhorn_self(
 def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> SinkhornOutput:
     cost = costs.squared_euclidean(x, y)
     epsilon = _positive(jnp.asarray(epsilon, cost.dtype))
-    largest = jnp.max(cost)
+    largest = _cost_bound(x, y)
     finite = jnp.isfinite(largest)
     start = jnp.where(finite, jnp.maximum(largest, epsilon), epsilon)
     # Clouds that are not finite get NaN potentials, and the first round is then the last.
@@ -264,6 +264,13 @@ def softmin(
 def _positive(epsilon):
     """NaN for a wrong traced epsilon, which no check at the call sees: it ends the solve."""
     return jnp.where((epsilon > 0) & jnp.isfinite(epsilon), epsilon, jnp.nan)
+
+
+def _cost_bound(x, y):
+    """At least the largest cost, without a pass over the cost matrix: where annealing starts."""
+    centre = jnp.mean(y, axis=0, keepdims=True)
+    radii = [jnp.sqrt(jnp.max(jnp.sum((cloud - centre) ** 2, axis=1))) for cloud in (x, y)]
+    return 0.5 * (radii[0] + radii[1]) ** 2
 
 
 def _kernel(cost, f, g, epsilon):

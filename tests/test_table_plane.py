@@ -1,0 +1,114 @@
+"""The synthetic table in miniature: every method and ablation, resumed, from cells to tables."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import methods, table_plane
+from sinkflow import data
+
+SMOKE = table_plane.Config(**table_plane.Config.SMOKE, smoke=True)
+
+
+def keys(config):
+    return jax.random.split(jax.random.key(0), config.seeds)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("table")
+    config = dataclasses.replace(SMOKE, out=str(out), tasks=("moons",), nfe=(1, 5))
+    return config, out, table_plane.main(config)
+
+
+def test_every_method_has_a_row_and_a_cell_for_each_seed(finished):
+    config, out, (table,) = finished
+    assert [row[0] for row in table.rows] == list(methods.METHODS)
+    assert table.header[1:3] == ["NFE 1", "NFE 5"]
+    cells = [json.loads(path.read_text()) for path in out.glob("cells/*/moons-*.json")]
+    assert len(cells) == len(methods.METHODS) * config.seeds
+    assert {"floor", "stratified_floor", "w2", "commit", "device", "settings"} <= cells[0].keys()
+    # One and the same evaluation for all methods of a seed.
+    assert len({cell["floor"] for cell in cells if cell["seed"] == 0}) == 1
+
+
+def test_a_two_phase_method_has_no_scheme_of_one_evaluation(finished):
+    rows = {row[0]: row for row in finished[2][0].rows}
+    assert rows["NSGF++"][1] == "n/a"
+    assert float(rows["NSGF++"][2].split()[0]) > 0
+
+
+def test_table_is_the_mean_over_the_cells(finished):
+    config, out, (table,) = finished
+    values = [
+        json.loads((out / "cells" / "rf-2" / f"moons-{seed}.json").read_text())["w2"]["5"]
+        for seed in range(config.seeds)
+    ]
+    row = next(row for row in table.rows if row[0] == "RF-2")
+    assert row[2] == f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+    assert " | ".join(row) in (out / "table.md").read_text()
+    assert r"RF-2 & " in (out / "table.tex").read_text()
+    assert (out / "w2.png").stat().st_size > 5_000
+
+
+def test_a_missing_cell_is_run_again_and_only_that(finished, capsys):
+    config, out, tables = finished
+    lost = out / "cells" / "fm" / "moons-1.json"
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    again = table_plane.main(config)
+    assert "1 of 11 groups" in capsys.readouterr().out
+    assert json.loads(lost.read_text())["w2"] == pytest.approx(before["w2"], rel=1e-4)
+    assert [row[:3] for row in again[0].rows] == [row[:3] for row in tables[0].rows]
+
+
+def test_names_of_folders_are_distinct():
+    labels = [*methods.METHODS, *table_plane.variants(dataclasses.replace(SMOKE, grid="ablations"))]
+    assert len({table_plane.slug(label) for label in labels}) == len(labels)
+
+
+def test_unknown_rows_are_named():
+    with pytest.raises(ValueError, match=r"\['GAN'\]"):
+        table_plane.variants(dataclasses.replace(SMOKE, only=("GAN",)))
+
+
+def test_ablations_change_only_what_they_name():
+    rows = table_plane.variants(dataclasses.replace(SMOKE, grid="ablations"))
+    base = dataclasses.asdict(dataclasses.replace(SMOKE, grid="ablations"))
+    for label, (_, settings) in rows.items():
+        changed = {k for k, v in dataclasses.asdict(settings).items() if v != base[k]}
+        assert len(changed) <= 2, (label, changed)
+
+
+def test_optimal_partners_stay_pairs():
+    config = dataclasses.replace(SMOKE, num_particles=32, num_clouds=2)
+    x, y = methods.draw_pairs(config, data.task("moons"), keys(config), 32)
+    partners = methods.optimal_partners(x, y)
+    assert jnp.sum((x - partners) ** 2) < jnp.sum((x - y) ** 2)
+    for cloud, other in zip(y.reshape(-1, 32, 2), partners.reshape(-1, 32, 2), strict=True):
+        np.testing.assert_array_equal(np.sort(cloud, axis=0), np.sort(other, axis=0))
+    rows = methods.pair_pool(x, partners)
+    np.testing.assert_allclose(rows.x + rows.velocity, partners.reshape(rows.x.shape), atol=1e-5)
+
+
+def test_sinkhorn_partners_at_small_epsilon_cost_as_little_as_the_optimal_ones():
+    config = dataclasses.replace(SMOKE, num_particles=16, num_clouds=1)
+    x, y = methods.draw_pairs(config, data.task("8gaussians-moons"), keys(config), 16)
+
+    def cost(partners):
+        return float(jnp.mean(jnp.sum((x - partners) ** 2, axis=-1)))
+
+    best = cost(methods.optimal_partners(x, y))
+    drawn = cost(methods.sinkhorn_partners(1e-2, x, y, keys(config)))
+    assert best * 0.95 < drawn < best * 1.05  # rows are drawn, columns only in expectation
+    assert cost(y) > 2 * best
+
+
+def test_refreshed_pools_must_divide_the_training():
+    config = dataclasses.replace(SMOKE, refreshes=3)
+    with pytest.raises(ValueError, match="multiple of steps_per_call"):
+        methods.fit(config, keys(config), None, None)
