@@ -91,6 +91,14 @@ class FlowConfig:
         full_last = self.time == "geodesic"
         return flow.step_sizes(self.step_size, self.flow_steps, full_last=full_last)
 
+    def clouds_per_call(self) -> int:
+        """Clouds simulated side by side: what 4 GiB of cost matrices hold, a divisor of all.
+
+        On a CPU one cloud fills the machine, and side by side each waits for the slowest solve.
+        """
+        most = 1 if jax.default_backend() == "cpu" else max(1, 2**30 // self.num_particles**2)
+        return max(k for k in range(1, min(most, self.num_clouds) + 1) if self.num_clouds % k == 0)
+
     def horizon(self) -> float:
         """Time at which the field ends."""
         return pool.horizon(self.step_sizes(), self.time)
@@ -132,7 +140,7 @@ def clear_errors():
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         if os.environ.get("SINKFLOW_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error} (SINKFLOW_TRACEBACK=1 shows where)")
 
 
 def run_driver(main: Callable[[Config], Any], config_class: type[Config], doc: str | None) -> None:
@@ -169,6 +177,7 @@ class Run:
         self.out = config.folder()
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
+        self.pool_restored = False
         self.start = time.perf_counter()
         # Read now: by the end of a long run the checkout may be another.
         self.commit = commit()
@@ -224,10 +233,11 @@ class Run:
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         write_text(self.log_file, "".join(line + "\n" for line in kept))
 
-    def restored(self, name: str, like: Any, make: Callable[[], Any]) -> Any:
-        """What an earlier start of this run saved under ``name``, or ``make()``, then saved."""
-        folder = self.out / name
+    def restored_pool(self, like: Any, make: Callable[[], Any]) -> Any:
+        """The pool that an earlier start of this run saved, or ``make()``, then saved."""
+        folder = self.out / "pool"
         if checkpoint.latest_step(folder) is not None:
+            self.pool_restored = True
             return checkpoint.restore(folder, like, self.settings)
         made = make()
         checkpoint.save(folder, 0, made, self.settings)
@@ -247,7 +257,9 @@ class Run:
         result = {
             **results,
             "times": {name: round(seconds, 2) for name, seconds in times.items()},
+            # The times are those of this start: less than the run's if it was resumed.
             "resumed_from": self.resumed_from,
+            "pool_restored": self.pool_restored,
             "config": self.config,
             **self.circumstances(),
         }
@@ -270,6 +282,9 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
     key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
     share = check_batch(config.batch_size)
     check_steps(config.train_steps, config.steps_per_call, config.checkpoint_every)
+    check_pool(config)
+    if not config.nfe:
+        raise ValueError("nfe is empty; give at least one number of network evaluations")
     for nfe in config.nfe:
         ode.num_steps(nfe)
     for name, sampler in (("source", config.source), ("target", target)):
@@ -328,8 +343,7 @@ def fill_pool(run: Run, config: FlowConfig, key, target):
         pool.abstract(config.num_clouds * config.num_particles, config.flow_steps, config.DIM),
         pool.abstract_info(config.num_clouds, config.flow_steps),
     )
-    return run.restored(
-        "pool",
+    return run.restored_pool(
         like,
         lambda: pool.build(
             key,
@@ -340,8 +354,7 @@ def fill_pool(run: Run, config: FlowConfig, key, target):
             epsilon=config.epsilon,
             step_sizes=config.step_sizes(),
             time=config.time,
-            # One cloud fills a CPU; side by side each would wait for the slowest solve.
-            clouds_per_call=1 if jax.default_backend() == "cpu" else config.num_clouds,
+            clouds_per_call=config.clouds_per_call(),
             allow_unconverged=config.allow_unconverged,
             progress=progress("pool"),
         ),
@@ -411,6 +424,17 @@ def check_steps(train_steps: int, steps_per_call: int, checkpoint_every: int) ->
             raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
 
 
+def check_pool(config: FlowConfig) -> None:
+    """Raises ValueError unless there are rows, and the local devices can share them evenly."""
+    check_positive_counts(num_clouds=config.num_clouds, num_particles=config.num_particles)
+    rows, count = config.num_clouds * config.num_particles, jax.local_device_count()
+    if rows % count:
+        raise ValueError(
+            f"num_clouds {config.num_clouds} times num_particles {config.num_particles} is {rows} "
+            f"rows; they must be a multiple of {count} devices"
+        )
+
+
 def check_positive_counts(**counts: int) -> None:
     """Raises ValueError that names the first count below 1."""
     for name, count in counts.items():
@@ -450,7 +474,9 @@ def commit() -> str:
     """
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, "--abbrev=12", "--exclude=*"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("SINKFLOW_COMMIT", "unknown")
     return done.stdout.strip()

@@ -63,10 +63,11 @@ class Config(common.FlowConfig):
 def main(config: Config) -> dict:
     """Fills the pool, fits the velocity, samples, measures; returns result.json's content."""
     images, labels = data.digits()
-    if not 2 <= config.num_test <= len(images) - config.num_particles:
+    most = min(len(images) - config.num_particles, len(images) // 2)
+    if not 2 <= config.num_test <= most:
         raise ValueError(
-            f"num_test is {config.num_test}; with {config.num_particles} particles of "
-            f"{len(images)} images it must be between 2 and {len(images) - config.num_particles}"
+            f"num_test is {config.num_test}; of {len(images)} images, {config.num_particles} of "
+            f"them particles and as many for the floor as for the test, it must be 2 to {most}"
         )
     common.check_positive_counts(num_floors=config.num_floors)
     run = common.Run(config)

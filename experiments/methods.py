@@ -31,6 +31,17 @@ class Learned(NamedTuple):
     certificates: dict[str, Any]
 
 
+class Keys(NamedTuple):
+    """Independent PRNG keys [seeds] of a method: what it draws data with, and what it fits with."""
+
+    data: jax.Array
+    fit: jax.Array
+
+    def root(self, number: int) -> jax.Array:
+        """Keys [seeds] of the ``number``-th draw of data; no key serves two draws."""
+        return jax.vmap(jax.random.fold_in, (0, None))(self.data, number)
+
+
 # Pools, each leaf with a leading seeds axis.
 
 
@@ -70,13 +81,20 @@ def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.A
     def partners(cloud):
         key, x, y = cloud
         # OTT's cost has no factor one half: its epsilon is twice ours.
-        plan = linear.solve(pointcloud.PointCloud(x, y, epsilon=2 * epsilon)).matrix
-        return y[jax.random.categorical(key, jnp.log(plan + 1e-30), axis=1)]
+        out = linear.solve(pointcloud.PointCloud(x, y, epsilon=2 * epsilon), max_iterations=20_000)
+        chosen = jax.random.categorical(key, jnp.log(out.matrix + 1e-30), axis=1)
+        return y[chosen], out.converged
 
     flat = [cloud.reshape(-1, *cloud.shape[2:]) for cloud in (x, y)]
     split = jax.vmap(lambda key: jax.random.split(key, x.shape[1]))(keys).reshape(-1)
     with jax.numpy_rank_promotion("allow"):  # OTT relies on it
-        drawn = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=64))((split, *flat))
+        solve = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=64))
+        drawn, converged = solve((split, *flat))
+    if not converged.all():
+        raise RuntimeError(
+            f"{int(jnp.sum(~converged))} of {converged.size} of ott-jax's solves did not converge "
+            f"at epsilon {epsilon}: raise epsilon"
+        )
     return drawn.reshape(y.shape)
 
 
@@ -95,6 +113,7 @@ def flow_pool(config, task, keys, independent_self: bool):
             time=config.time,
             clouds_per_call=config.clouds_per_call(),
             independent_self=independent_self,
+            allow_unconverged=config.allow_unconverged,
             max_iterations=20_000,
         )
         pools.append(rows)
@@ -142,7 +161,7 @@ def fit(config, keys, pools, timed, draw_rows=pool_rows, predictor=False) -> tup
     each of ``config.refreshes`` equal parts.
     """
     apply_fn, init, steps = training(config.training_only(), draw_rows, predictor)
-    split = jax.vmap(jax.random.split)(keys)
+    split = jax.vmap(jax.random.split)(keys.fit)
     state, key_rows = init(split[:, 0]), split[:, 1][:, None]
     calls, uneven = divmod(config.train_steps, config.steps_per_call * config.refreshes)
     if uneven or not calls:
@@ -179,8 +198,8 @@ def drawer(apply_fn, params, horizon: float = 1.0) -> tuple[Callable, Callable]:
 def flow_matching(config, task, keys, timed, *, partners=None, size=None, rows=pool_rows):
     """Straight (or trigonometric) paths between pairs; ``partners(config, x, y, keys)`` couples."""
     with timed("pool"):
-        x, y = draw_pairs(config, task, keys, size or config.num_particles)
-        pairs = pair_pool(x, partners(config, x, y, keys) if partners else y)
+        x, y = draw_pairs(config, task, keys.root(0), size or config.num_particles)
+        pairs = pair_pool(x, partners(config, x, y, keys.root(1)) if partners else y)
         jax.block_until_ready(pairs)
     return Learned(*drawer(*fit(config, keys, pairs, timed, rows)), {})
 
@@ -188,12 +207,11 @@ def flow_matching(config, task, keys, timed, *, partners=None, size=None, rows=p
 def rectified_flow(config, task, keys, timed, *, rectifications: int):
     """Flow matching on the pairs (x0, where the last flow takes it), again and again."""
     with timed("pool"):
-        x, y = draw_pairs(config, task, keys, config.num_particles)
+        x, y = draw_pairs(config, task, keys.root(0), config.num_particles)
     draw, paths = drawer(*fit(config, keys, pair_pool(x, y), timed))
     for number in range(1, rectifications):
         with timed("pool"):
-            fresh = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            x = draw_pairs(config, task, fresh, config.num_particles)[0]
+            x = draw_pairs(config, task, keys.root(number), config.num_particles)[0]
             pairs = pair_pool(x, draw(x.reshape(x.shape[0], -1, 2), 100).reshape(x.shape))
             jax.block_until_ready(pairs)
         draw, paths = drawer(*fit(config, keys, pairs, timed))
@@ -206,8 +224,7 @@ def nsgf(config, task, keys, timed, *, independent_self=False):
 
     def pools(number):
         with timed("pool"):
-            fresh = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            rows, seen = flow_pool(config, task, fresh, independent_self)
+            rows, seen = flow_pool(config, task, keys.root(number), independent_self)
             certificates.update(seen)
             return jax.block_until_ready(rows)
 
@@ -218,8 +235,8 @@ def nsgf(config, task, keys, timed, *, independent_self=False):
 def nsgf_plus_plus(config, task, keys, timed):
     """Two phases and a time predictor; all their steps count as NFE."""
     with timed("pool"):
-        rows, certificates = flow_pool(config, task, keys, False)
-        pairs = pair_pool(*draw_pairs(config, task, keys, config.num_particles))
+        rows, certificates = flow_pool(config, task, keys.root(0), False)
+        pairs = pair_pool(*draw_pairs(config, task, keys.root(1), config.num_particles))
         jax.block_until_ready((rows, pairs))
     first, params_first = fit(config, keys, rows, timed)
     second, params_second = fit(config, keys, pairs, timed)

@@ -85,13 +85,6 @@ class Config(common.FlowConfig):
     def name(self) -> str:
         return f"table-plane-{self.grid}"
 
-    def clouds_per_call(self) -> int:
-        """One on a CPU; elsewhere what 4 GiB of cost matrices hold, a divisor of num_clouds."""
-        if jax.default_backend() == "cpu":
-            return 1
-        most = max(1, 2**30 // self.num_particles**2)
-        return max(k for k in range(1, min(most, self.num_clouds) + 1) if self.num_clouds % k == 0)
-
     def training_only(self) -> "Config":
         """The settings that training compiles with, so that pools of every kind share it."""
         return Config(
@@ -159,17 +152,17 @@ def variants(config) -> dict[str, tuple[Any, Config]]:
 
 
 def seed_keys(config, name: str):
-    """One key a seed, the same for every method of a task."""
+    """Keys [seeds] for evaluation, and for data and fitting; the same for all methods of a task."""
     base = jax.random.fold_in(jax.random.key(config.seed), list(data.TASKS).index(name))
-    return jax.vmap(jax.random.fold_in, (None, 0))(base, np.arange(config.seeds))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(base, np.arange(config.seeds))
+    roles = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    return roles[:, 0], methods.Keys(roles[:, 1], roles[:, 2])
 
 
 def targets(config, name: str, executor):
     """Source and target samples of every seed, and the floors, being computed."""
     task, n = data.task(name), config.num_samples
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1), 3))(
-        seed_keys(config, name)
-    )
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(seed_keys(config, name)[0])
     x0 = jax.vmap(lambda key: data.STRATIFIED[task.source](key, n))(keys[:, 0])
     real = np.asarray(jax.vmap(lambda key: data.STRATIFIED[task.target](key, n))(keys[:, 1]))
     floors = []
@@ -187,7 +180,7 @@ def start_group(run, label, name, method, settings, truth, executor):
     """Trains and samples all seeds; the returned function waits for W2 and writes the cells."""
     x0, real, floors = truth
     before, task = dict(run.times), data.task(name)
-    learned = method(settings, task, seed_keys(settings, name), run.timed)
+    learned = method(settings, task, seed_keys(settings, name)[1], run.timed)
     samples = {}
     with run.timed("sample"):
         for nfe in settings.nfe:
@@ -218,7 +211,9 @@ def start_group(run, label, name, method, settings, truth, executor):
                 "settings": dataclasses.asdict(settings),
                 **run.circumstances(),
             }
-            common.write_json(cell_path(run.out, label, name, seed), cell)
+            path = cell_path(run.out, label, name, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common.write_json(path, cell)
 
     return finish
 
@@ -228,9 +223,7 @@ def slug(label: str) -> str:
 
 
 def cell_path(out: pathlib.Path, label: str, name: str, seed: int) -> pathlib.Path:
-    folder = out / "cells" / slug(label)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}-{seed}.json"
+    return out / "cells" / slug(label) / f"{name}-{seed}.json"
 
 
 def read_cells(out, labels, config) -> dict[tuple[str, str], list[dict]]:

@@ -1,9 +1,11 @@
 """Generative modelling by the Wasserstein gradient flow of the Sinkhorn divergence, in JAX."""
 
+from sinkflow import assignment as assignment
 from sinkflow import checkpoint as checkpoint
 from sinkflow import costs as costs
 from sinkflow import data as data
 from sinkflow import flow as flow
+from sinkflow import interpolants as interpolants
 from sinkflow import metrics as metrics
 from sinkflow import models as models
 from sinkflow import ode as ode

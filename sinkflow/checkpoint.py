@@ -29,7 +29,10 @@ def save(directory: str | pathlib.Path, step: int, state: Any, config: Mapping[s
     Raises:
       ValueError: a checkpoint of that step exists.
     """
-    with _manager(directory) as manager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    with _manager(directory, options) as manager:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.device_get(state)),
             config=ocp.args.JsonSave(_plain(config)),
@@ -106,8 +109,9 @@ def _plain(config):
     return json.loads(json.dumps(dict(config)))
 
 
-def _manager(directory):
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
+# A reader leaves everything as it is, also what another process is writing.
+READING = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False)
+
+
+def _manager(directory, options=READING):
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)

@@ -29,9 +29,12 @@ def gaussian(key: PRNGKey, n: int, stratified: bool = False) -> Float[Array, "n 
     if not stratified:
         return jax.random.normal(key, (n, 2))
     plastic = 1.324717957244746  # real root of p^3 = p + 1
-    lattice = jnp.arange(n)[:, None] * jnp.array([[1 / plastic, 1 / plastic**2]])
-    shifted = (lattice + jax.random.uniform(key, (1, 2))) % 1.0
-    return jax.scipy.special.ndtri(jnp.clip(shifted, 1e-6, 1 - 1e-6))
+    # Fixed point, so that the overflow of uint32 is the modulus and no digits are lost at large n.
+    steps = [round(2**32 / plastic), round(2**32 / plastic**2)]
+    lattice = jnp.arange(n, dtype=jnp.uint32)[:, None] * jnp.array([steps], jnp.uint32)
+    shifted = lattice + jax.random.bits(key, (1, 2), jnp.uint32)
+    uniform = (shifted >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
+    return jax.scipy.special.ndtri(uniform)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "stratified"))

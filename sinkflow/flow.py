@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs
 from sinkflow.divergence import Limits, sinkhorn_velocity
-from sinkflow.sinkhorn import check_positive
+from sinkflow.sinkhorn import check_problem
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 
@@ -145,8 +144,7 @@ def run(
     Raises:
       ValueError: wrong shapes; outside a trace also epsilon <= 0.
     """
-    costs.check_clouds(x, y)
-    check_positive("epsilon", epsilon)
+    x, y, *_ = check_problem(x, y, epsilon, None, None)
     return _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self)
 
 

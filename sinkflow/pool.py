@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import flow
+from sinkflow import flow, interpolants
 from sinkflow.sinkhorn import check_positive
 from sinkflow.types import Array, Float, PRNGKey, ScalarLike
 
@@ -99,6 +99,9 @@ def build(
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     if time not in TIMES:
         raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
+    sizes = np.asarray(step_sizes)
+    if not np.all((sizes > 0) & (sizes <= 1)):
+        raise ValueError(f"step_sizes is {sizes}; steps of the flow lie in (0, 1]")
     if time == "geodesic" and float(step_sizes[-1]) != 1:
         raise ValueError(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
@@ -167,7 +170,8 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
     arXiv:2302.00482.
     """
     zeros = jnp.zeros((x0.shape[0], 1), x0.dtype)
-    return Pool(x0[:, None], (x1 - x0)[:, None], zeros, zeros + 1)
+    start, velocity = interpolants.straight(x0, x1, zeros[:, 0])
+    return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
 
 def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
@@ -187,15 +191,16 @@ def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
 
 
 def abstract(rows: int, steps: int, dim: int) -> Any:
-    """Shapes of a float32 :class:`Pool` without its memory, for restoring one."""
+    """Shapes of a :class:`Pool` in the default precision, without its memory, to restore one."""
     array, times = ((rows, steps, dim), (rows, steps))
-    shapes = (array, array, times, times)
-    return Pool(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))  # type: ignore
+    shapes, dtype = (array, array, times, times), jnp.zeros(()).dtype
+    return Pool(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))  # type: ignore
 
 
 def abstract_info(clouds: int, steps: int) -> Any:
     """Shapes of the :class:`PoolInfo` beside it."""
-    dtypes = (jnp.bool_, jnp.float32, jnp.float32, jnp.int32)
+    real, count = jnp.zeros(()).dtype, jnp.asarray(0).dtype
+    dtypes = (jnp.bool_, real, real, count)
     return PoolInfo(*(jax.ShapeDtypeStruct((clouds, steps), dtype) for dtype in dtypes))  # type: ignore
 
 

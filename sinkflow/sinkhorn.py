@@ -90,8 +90,8 @@ def sinkhorn(
       A :class:`SinkhornOutput`.
 
     Raises:
-      ValueError: wrong shapes; outside a trace also epsilon <= 0 and weights that are
-        negative, not finite or do not sum to 1.
+      ValueError: wrong shapes; outside a trace also epsilon or threshold <= 0 and weights
+        that are negative, not finite or do not sum to 1.
 
     Numerics:
       Nothing is raised on device: a solve that ran out of iterations or met NaN has
@@ -109,6 +109,7 @@ def sinkhorn(
       (True, 0.5)
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
+    check_positive("threshold", threshold)
     if g_init is not None and jnp.shape(g_init) != b.shape:
         raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {b.shape}")
     return _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations)
@@ -137,6 +138,7 @@ def sinkhorn_self(
       factor 2/3 is ours.
     """
     x, _, a, _ = check_problem(x, x, epsilon, a, a)
+    check_positive("threshold", threshold)
     if f_init is not None and jnp.shape(f_init) != a.shape:
         raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {a.shape}")
     return _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations)

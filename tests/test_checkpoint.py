@@ -110,6 +110,15 @@ def test_an_existing_step_is_refused_and_stays(tmp_path):
     chex.assert_trees_all_equal(checkpoint.restore(tmp_path, state_of(), CONFIG), state_of(1))
 
 
+def test_readers_leave_what_another_process_is_writing(tmp_path):
+    checkpoint.save(tmp_path, 1, state_of(1), CONFIG)
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert checkpoint.latest_step(tmp_path) == 1
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path, state_of(), CONFIG), state_of(1))
+    assert unfinished.is_dir()
+
+
 def test_missing_checkpoints_are_reported(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         assert checkpoint.latest_step(folder) is None

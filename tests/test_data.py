@@ -179,6 +179,13 @@ def test_stratified_gaussian_is_evenly_spread(key):
         assert scipy.stats.kstest(points @ direction, "norm").statistic < 0.006
 
 
+def test_stratified_gaussian_keeps_its_digits_at_a_million_points(key):
+    points = np.asarray(data.gaussian(key, 10**6, stratified=True), np.float64)
+    np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(points, rowvar=False), np.eye(2), atol=2e-3)
+    assert len(np.unique(points[-1000:, 0])) > 990
+
+
 def test_stratified_scurve_has_one_angle_in_every_cell(key):
     points = draw("scurve", key, 600, "stratified") / 1.5
     # The nearest point of the curve gives the angle back up to its noise. Independent angles

@@ -327,17 +327,17 @@ def run(tmp_path):
 
 
 def test_a_folder_with_a_pool_belongs_to_its_config(run):
-    run.restored("pool", {"x": jnp.zeros(2)}, lambda: {"x": jnp.ones(2)})
+    run.restored_pool({"x": jnp.zeros(2)}, lambda: {"x": jnp.ones(2)})
     common.Run(plane.Config(**TINY, out=str(run.out)))
     with pytest.raises(ValueError, match="seed: 0 there, 7 here"):
         common.Run(plane.Config(**TINY, out=str(run.out), seed=7))
 
 
-def test_restored_makes_once(run):
+def test_a_pool_is_made_once(run):
     made = []
     make = lambda: made.append(1) or {"x": jnp.full(2, 3.0)}
     for _ in range(2):
-        value = run.restored("thing", {"x": jnp.zeros(2)}, make)
+        value = run.restored_pool({"x": jnp.zeros(2)}, make)
         np.testing.assert_array_equal(value["x"], [3.0, 3.0])
     assert made == [1]
 

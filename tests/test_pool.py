@@ -141,6 +141,12 @@ def test_full_steps_before_the_last_are_never_drawn(key):
     assert scipy.stats.kstest(np.asarray(batch.t), "uniform").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("sizes", [[-1.0, 2.0, 1.0], [0.0, 1.0], [0.5, np.nan]])
+def test_steps_outside_the_unit_interval_are_refused(key, sizes):
+    with pytest.raises(ValueError, match="step_sizes is"):
+        built(key, step_sizes=jnp.array(sizes), time="flow")
+
+
 def test_pool_follows_from_its_key(key):
     first, _ = built(key)
     second, _ = built(key)

@@ -71,6 +71,15 @@ def test_names_of_folders_are_distinct():
     assert len({table_plane.slug(label) for label in labels}) == len(labels)
 
 
+def test_no_draw_shares_its_keys_with_another():
+    evaluation, training = table_plane.seed_keys(SMOKE, "moons")
+    streams = [evaluation, training.fit, *(training.root(number) for number in range(3))]
+    used = [
+        jax.random.key_data(jax.vmap(jax.random.split)(keys)).reshape(-1, 2) for keys in streams
+    ]
+    assert len({tuple(key) for key in np.concatenate(used).tolist()}) == 5 * SMOKE.seeds * 2
+
+
 def test_unknown_rows_are_named():
     with pytest.raises(ValueError, match=r"\['GAN'\]"):
         table_plane.variants(dataclasses.replace(SMOKE, only=("GAN",)))
@@ -111,4 +120,4 @@ def test_sinkhorn_partners_at_small_epsilon_cost_as_little_as_the_optimal_ones()
 def test_refreshed_pools_must_divide_the_training():
     config = dataclasses.replace(SMOKE, refreshes=3)
     with pytest.raises(ValueError, match="multiple of steps_per_call"):
-        methods.fit(config, keys(config), None, None)
+        methods.fit(config, methods.Keys(keys(config), keys(config)), None, None)
