@@ -99,6 +99,18 @@ class FlowConfig:
         most = 1 if jax.default_backend() == "cpu" else max(1, 2**30 // self.num_particles**2)
         return max(k for k in range(1, min(most, self.num_clouds) + 1) if self.num_clouds % k == 0)
 
+    def pool_settings(self) -> dict[str, Any]:
+        """The keywords of :func:`sinkflow.pool.build` that these settings decide."""
+        return {
+            "num_clouds": self.num_clouds,
+            "num_particles": self.num_particles,
+            "epsilon": self.epsilon,
+            "step_sizes": self.step_sizes(),
+            "time": self.time,
+            "clouds_per_call": self.clouds_per_call(),
+            "allow_unconverged": self.allow_unconverged,
+        }
+
     def horizon(self) -> float:
         """Time at which the field ends."""
         return pool.horizon(self.step_sizes(), self.time)
@@ -349,13 +361,7 @@ def fill_pool(run: Run, config: FlowConfig, key, target):
             key,
             config.source,
             target,
-            num_clouds=config.num_clouds,
-            num_particles=config.num_particles,
-            epsilon=config.epsilon,
-            step_sizes=config.step_sizes(),
-            time=config.time,
-            clouds_per_call=config.clouds_per_call(),
-            allow_unconverged=config.allow_unconverged,
+            **config.pool_settings(),
             progress=progress("pool"),
         ),
     )

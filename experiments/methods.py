@@ -106,14 +106,8 @@ def flow_pool(config, task, keys, independent_self: bool):
             key,
             data.SAMPLERS[task.source],
             data.SAMPLERS[task.target],
-            num_clouds=config.num_clouds,
-            num_particles=config.num_particles,
-            epsilon=config.epsilon,
-            step_sizes=config.step_sizes(),
-            time=config.time,
-            clouds_per_call=config.clouds_per_call(),
+            **config.pool_settings(),
             independent_self=independent_self,
-            allow_unconverged=config.allow_unconverged,
             max_iterations=20_000,
         )
         pools.append(rows)
