@@ -71,6 +71,8 @@ class FlowConfig:
     """Shrink the run to seconds; its numbers then mean nothing."""
 
     SMOKE: ClassVar[dict] = {}
+    SELECTION: ClassVar[tuple[str, ...]] = ()
+    """Settings that choose what to run, not how: a later start of the run may change them."""
     DIM: ClassVar[int]
     """Dimension of the particles."""
 
@@ -184,7 +186,8 @@ class Run:
         self.config = dataclasses.asdict(config)
         driver = type(config).__module__.rpartition(".")[2]
         driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
-        settings = {name: value for name, value in self.config.items() if name != "out"}
+        free = {"out", *config.SELECTION}
+        settings = {name: value for name, value in self.config.items() if name not in free}
         self.settings = {"driver": driver, **settings}
         self.out = config.folder()
         self.times: dict[str, float] = {"compile": 0.0}

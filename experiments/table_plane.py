@@ -80,6 +80,7 @@ class Config(common.FlowConfig):
         "num_floors": 1,
         "nfe": (1, 5),
     }
+    SELECTION: ClassVar[tuple[str, ...]] = ("tasks", "only", "seeds")
     DIM: ClassVar[int] = 2
 
     def name(self) -> str:
