@@ -1,11 +1,12 @@
 """Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
 
+import functools
 from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs
+from sinkflow import costs, kernel
 from sinkflow.sinkhorn import SinkhornOutput, check_problem, sinkhorn, sinkhorn_self
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
@@ -59,11 +60,13 @@ def barycentric_map(
     Source:
       Peyre and Cuturi 2019, arXiv:1803.00567, remark 4.11; METHOD: T_xy.
     """
-    logits = (g[None, :] - costs.squared_euclidean(x, y)) / epsilon
-    log_b = 0.0 if b is None else jnp.log(b)[None, :]
-    plan = jax.nn.softmax(logits + log_b, axis=1)
-    images = jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST)
-    return images, 1 / jnp.sum(plan**2, axis=1)
+    weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
+
+    def row_fn(row):
+        plan = jax.nn.softmax((g - row) / epsilon + jnp.log(weights))
+        return jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
+
+    return kernel.map_rows(row_fn, kernel.Cost(x, y, None))
 
 
 def sinkhorn_velocity(
@@ -139,15 +142,20 @@ def sinkhorn_divergence(
     *,
     a: Float[Array, "n"] | None = None,
     b: Float[Array, "m"] | None = None,
+    self_cloud: Float[Array, "k d"] | None = None,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    gradient: str = "envelope",
 ) -> tuple[Scalar, Bool[Array, ""]]:
     r"""Sinkhorn divergence: entropic cost without its bias, zero when the clouds agree.
 
     .. math:: S_\varepsilon = W_\varepsilon(x,y) - \tfrac12 W_\varepsilon(x,x)
               - \tfrac12 W_\varepsilon(y,y)
 
-    Arguments and errors are those of :func:`sinkflow.sinkhorn`.
+    Arguments and errors are those of :func:`sinkflow.sinkhorn`; ``gradient`` says how the
+    divergence is differentiated. ``self_cloud`` is a second cloud x' of the law of x, for
+    W(x, x') in place of W(x, x): let both depend on what is learnt, each carries half of the
+    self term's gradient.
 
     Returns:
       The divergence [length^2] and whether all three solves converged.
@@ -155,9 +163,14 @@ def sinkhorn_divergence(
     Source:
       Genevay, Peyre, Cuturi 2018, arXiv:1706.00292; Feydy et al. 2019, arXiv:1810.08278.
     """
+    x, y, a, b = check_problem(x, y, epsilon, a, b)
     limits = Limits(threshold=threshold, max_iterations=max_iterations)
-    xy = sinkhorn(x, y, epsilon, a=a, b=b, **limits)
-    xx = sinkhorn_self(x, epsilon, a=a, **limits)
-    yy = sinkhorn_self(y, epsilon, a=b, **limits)
+    xy = sinkhorn(x, y, epsilon, a=a, b=b, gradient=gradient, **limits)
+    if self_cloud is None:
+        xx = sinkhorn_self(x, epsilon, a=a, gradient=gradient, **limits)
+    else:
+        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
+        xx = sinkhorn(x, self_cloud, epsilon, a=a, gradient=gradient, **limits)
+    yy = sinkhorn_self(y, epsilon, a=b, gradient=gradient, **limits)
     value = xy.value - 0.5 * (xx.value + yy.value)
     return value, xy.converged & xx.converged & yy.converged

@@ -1,5 +1,6 @@
 """Log-domain Sinkhorn scaling for entropic optimal transport, with a certificate."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import costs
+from sinkflow import costs, gradients, kernel
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two checks
@@ -15,9 +16,8 @@ ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the w
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
 STALE = 0.5  # marginal error above which potentials are no use as a warm start
-# Kernel times both scalings stays finite in float32, also where there is no mass. A potential
+# Density times both scalings stays finite in float32, also where there is no mass. A potential
 # that must move further than 23 epsilon does so over several rounds.
-MAX_EXPONENT = 40.0
 MAX_SCALING = 1e10
 
 
@@ -25,9 +25,15 @@ class SinkhornOutput(NamedTuple):
     """Dual potentials of one solve and what certifies them.
 
     ``f`` [n] and ``g`` [m] are in cost units [length^2], defined up to one shared
-    constant; the plan is a_i b_j exp((f_i + g_j - C_ij) / epsilon). ``value`` is the
+    constant; the plan is pi_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon). ``value`` is the
     regularised cost W_epsilon [length^2]. ``marginal_error`` is the larger of the two L1
     errors of that plan's marginals [mass, total 1], measured on the returned potentials.
+
+    What the plan is like: ``entropy`` is 1 - KL(pi | a x b) / min(H(a), H(b)), from 0 (each point
+    of the cloud with the smaller entropy determines its partner's) to 1 (the product plan);
+    ``neighbours`` the mean over x_i, weighted by a, of 1 / sum_j pi~_ij^2 with rows
+    pi~ of sum 1 (1: each is sent to one target, m: to all); ``diagonal_mass`` the mass
+    sum_i pi_ii, which near 1 says of a cloud's plan with itself that it only cancels x.
     """
 
     f: Float[Array, "n"]
@@ -36,6 +42,9 @@ class SinkhornOutput(NamedTuple):
     marginal_error: Scalar
     num_iterations: Int[Array, ""]
     converged: Bool[Array, ""]
+    entropy: Scalar
+    neighbours: Scalar
+    diagonal_mass: Scalar
 
 
 class _Scaling(NamedTuple):
@@ -49,6 +58,12 @@ class _Scaling(NamedTuple):
     error: Array
     num_iterations: Array
 
+    @classmethod
+    def at(cls, f, g, epsilon, error):
+        """Where a solve starts; with an infinite error it has to anneal or iterate at least once."""
+        one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
+        return cls(f, g, epsilon, one, one, jnp.asarray(error, f.dtype), zero)
+
 
 def sinkhorn(
     x: Float[Array, "n d"],
@@ -60,6 +75,8 @@ def sinkhorn(
     g_init: Float[Array, "m"] | None = None,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    gradient: str = "envelope",
+    storage: str = "auto",
 ) -> SinkhornOutput:
     r"""Entropic optimal transport between two weighted clouds.
 
@@ -85,18 +102,29 @@ def sinkhorn(
       threshold: stop when both L1 marginal errors [mass, total 1] are below it.
       max_iterations: cap on iterations (one iteration updates f and g), rounded up to
         a multiple of 5; the annealing, 5 iterations a factor of 4, is always completed.
+      gradient: derivative of ``value``. "envelope" takes the potentials as constants, which
+        is exact at the solution; "implicit" corrects it to first order in what is
+        left to converge, at the price of a linear solve; "unrolled" makes
+        ``max_iterations`` (a Python int) plain updates, no annealing, and differentiates them.
+      storage: "full" keeps costs and plan densities on the device (8 bytes a pair in
+        float32), "half" the densities in float16 (6 bytes; sums carry a relative error of about
+        1e-4, so thresholds far below 1e-3 are out of reach, and said to be: the
+        certificate is measured in full precision), "chunks" nothing (rows are recomputed
+        for every product, for clouds beyond memory). "auto" takes the first that fits.
 
     Returns:
       A :class:`SinkhornOutput`.
 
     Raises:
-      ValueError: wrong shapes; outside a trace also epsilon or threshold <= 0 and weights
-        that are negative, not finite or do not sum to 1.
+      ValueError: wrong shapes, gradient or storage; outside a trace also epsilon or threshold <= 0 and
+        weights that are negative, not finite or do not sum to 1.
 
     Numerics:
       Nothing is raised on device: a solve that ran out of iterations or met NaN has
-      ``converged=False``. Jitted; new values of any argument do not recompile. Not
-      reverse-differentiable. Runs in the dtype of ``x``.
+      ``converged=False``. Jitted; new values of any argument do not recompile. Runs in the
+      dtype of ``x``. Differentiable, forwards and backwards, in clouds, weights and epsilon:
+      ``value`` as ``gradient`` says, ``f`` and ``g`` implicitly (unrolled if asked); the
+      certificate is a constant.
 
     Source:
       Cuturi 2013, arXiv:1306.0895; absorption of the potentials into the kernel: Schmitzer
@@ -112,7 +140,15 @@ def sinkhorn(
     check_positive("threshold", threshold)
     if g_init is not None and jnp.shape(g_init) != b.shape:
         raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {b.shape}")
-    return _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations)
+    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    problem = gradients.Problem(x, y, jnp.asarray(epsilon, x.dtype), a, b)
+    if _is_unrolled(gradient, max_iterations):
+        f, g = gradients.unrolled(problem, max_iterations, storage)
+        return _measure(f, g, problem, threshold, max_iterations, storage)
+    fixed = jax.lax.stop_gradient((problem, g_init))
+    out = _sinkhorn(*fixed[0], fixed[1], threshold, max_iterations, storage)
+    f, g = gradients.potentials((out.f, out.g), problem, storage)
+    return _differentiable(out, f, g, problem, gradient, storage)
 
 
 def sinkhorn_self(
@@ -123,15 +159,19 @@ def sinkhorn_self(
     f_init: Float[Array, "n"] | None = None,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    gradient: str = "envelope",
+    storage: str = "auto",
 ) -> SinkhornOutput:
     r"""Entropic optimal transport of a cloud to itself, with its one potential.
 
     By symmetry g = f, and the damped update :math:`f \leftarrow f - \tfrac23\varepsilon\log s`
     contracts at every epsilon: the kernel is positive semi-definite, so the linearised
-    update has its spectrum in [-1/3, 1/3]. No annealing is needed.
+    update has its spectrum in [-1/3, 1/3]. No annealing is needed. It starts from the
+    potential of the identity plan, :math:`f_i = -\tfrac\varepsilon2\log a_i`, and ends there, after
+    no iteration at all, where epsilon is so small that this is the solution.
 
     Arguments, errors and numerics are those of :func:`sinkhorn`; ``f_init`` is the
-    potential of a nearby problem.
+    potential of a nearby problem, taken if it fits better than the identity's.
 
     Source:
       Feydy et al. 2019, arXiv:1810.08278, sec. 3.1 (damped symmetric update); the
@@ -141,73 +181,125 @@ def sinkhorn_self(
     check_positive("threshold", threshold)
     if f_init is not None and jnp.shape(f_init) != a.shape:
         raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {a.shape}")
-    return _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations)
+    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
+    problem = gradients.Problem(x, x, jnp.asarray(epsilon, x.dtype), a, a)
+    if _is_unrolled(gradient, max_iterations):
+        f, g = gradients.unrolled_self(problem, max_iterations, SELF_RELAXATION, storage)
+        return _measure(f, g, problem, threshold, max_iterations, storage)
+    fixed = jax.lax.stop_gradient((x, problem.epsilon, a, f_init))
+    out = _sinkhorn_self(*fixed, threshold, max_iterations, storage)
+    f = gradients.self_potential(out.f, problem, storage)
+    return _differentiable(out, f, f, problem, gradient, storage)
 
 
-@jax.jit
-def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations) -> SinkhornOutput:
-    cost = costs.squared_euclidean(x, y)
-    epsilon = _positive(jnp.asarray(epsilon, cost.dtype))
+def _is_unrolled(gradient: str, max_iterations) -> bool:
+    if gradient not in gradients.GRADIENTS:
+        choices = ", ".join(gradients.GRADIENTS)
+        raise ValueError(f"unknown gradient {gradient!r}; choose one of {choices}")
+    if gradient != "unrolled":
+        return False
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(
+            f"max_iterations is {max_iterations}; to unroll them it must be a Python int, at least 1"
+        )
+    return True
+
+
+def _measure(f, g, problem, threshold, num_iterations, storage) -> SinkhornOutput:
+    """Unrolled potentials with the certificate that they deserve."""
+    x, y, epsilon, a, b = jax.lax.stop_gradient(problem)
+    state = _Scaling.at(*jax.lax.stop_gradient((f, g)), epsilon, jnp.inf)
+    state = state._replace(num_iterations=jnp.asarray(num_iterations))
+    cost = kernel.make_cost(x, y, storage)
+    out = _certify(cost, state, epsilon, a, b, threshold, measure=True)
+    return _differentiable(out, f, g, problem, "unrolled", storage)
+
+
+def _differentiable(out, f, g, problem, gradient, storage) -> SinkhornOutput:
+    """The output with derivatives in its potentials and its value."""
+    through = jax.lax.stop_gradient((f, g)) if gradient == "envelope" else (f, g)
+    value = gradients.dual_value(out.value, *through, problem, storage)
+    return out._replace(f=f, g=g, value=value)
+
+
+@functools.partial(jax.jit, static_argnames="storage")
+def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
+    cost = kernel.make_cost(x, y, storage)
+    epsilon = _positive(jnp.asarray(epsilon, x.dtype))
     largest = _cost_bound(x, y)
     finite = jnp.isfinite(largest)
     start = jnp.where(finite, jnp.maximum(largest, epsilon), epsilon)
     # Clouds that are not finite get NaN potentials, and the first round is then the last.
     f, g = jnp.where(finite, jnp.zeros_like(a), jnp.nan), jnp.zeros_like(b)
+    initial = _Scaling.at(f, g, start, jnp.inf)
     if g_init is not None:
-        g_init = jnp.asarray(g_init, cost.dtype)
-        f_init = softmin(cost - g_init[None, :], epsilon, b)
-        useful = _is_useful(cost, f_init, g_init, epsilon, a, b)
-        f, g = jnp.where(useful, f_init, f), jnp.where(useful, g_init, g)
-        start = jnp.where(useful, epsilon, start)
+        g_init = jnp.asarray(g_init, x.dtype)
+        warm = _Scaling.at(kernel.softmin(cost, g_init, epsilon, b), g_init, epsilon, 0.0)
+        _, columns = kernel.density(cost, warm.f, warm.g, epsilon, storage)
+        warm = warm._replace(error=jnp.sum(b * jnp.abs(columns(a) - 1)))
+        # Potentials that do not nearly solve the problem are dropped, not only annealed: far
+        # beyond the costs they underflow the density, and the solve never recovers.
+        initial = _choose(warm.error < STALE, warm, initial)
 
     def scale(state):
         relaxation = jnp.where(state.epsilon > epsilon, 1.0, state.relaxation)
-        kernel = _kernel(cost, state.f, state.g, state.epsilon)
+        rows, columns = kernel.density(cost, state.f, state.g, state.epsilon, storage)
 
         def iteration(_, scalings):
             u, v, _ = scalings
-            u, _ = _rescale(u, _matvec(kernel, b * v), relaxation)
-            return u, *_rescale(v, _matvec(a * u, kernel), relaxation)
+            u, _ = _rescale(u, rows(b * v), relaxation)
+            return u, *_rescale(v, columns(a * u), relaxation)
 
         ones = jnp.ones_like(state.f), jnp.ones_like(state.g), jnp.ones_like(state.g)
         u, v, column_sums = jax.lax.fori_loop(0, ROUND, iteration, ones)
-        row_sums = u * _matvec(kernel, b * v)
+        row_sums = u * rows(b * v)
         column_error = jnp.sum(b * jnp.abs(column_sums - 1))
         error = jnp.maximum(jnp.sum(a * jnp.abs(row_sums - 1)), column_error)
         f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
         return f, g, relaxation, jnp.sum(a * row_sums), error
 
-    return _iterate(scale, f, g, start, epsilon, a, b, threshold, max_iterations)
+    state = _iterate(scale, initial, epsilon, threshold, max_iterations)
+    return _certify(cost, state, epsilon, a, b, threshold, measure=storage == "half")
 
 
-@jax.jit
-def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations) -> SinkhornOutput:
-    cost = costs.squared_euclidean(x, x)
-    epsilon = _positive(jnp.asarray(epsilon, cost.dtype))
-    f = jnp.zeros_like(a)
+@functools.partial(jax.jit, static_argnames="storage")
+def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
+    cost = kernel.make_cost(x, x, storage)
+    epsilon = _positive(jnp.asarray(epsilon, x.dtype))
+
+    def measured(f):
+        rows, _ = kernel.density(cost, f, f, epsilon, storage)
+        row_sums = rows(a)
+        state = _Scaling.at(f, f, epsilon, jnp.sum(a * jnp.abs(row_sums - 1)))
+        return state._replace(mass=jnp.sum(a * row_sums))
+
+    initial = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
     if f_init is not None:
-        f_init = jnp.asarray(f_init, cost.dtype)
-        f = jnp.where(_is_useful(cost, f_init, f_init, epsilon, a, a), f_init, f)
+        warm = measured(jnp.asarray(f_init, x.dtype))
+        initial = _choose(warm.error < initial.error, warm, initial)
 
     def scale(state):
-        kernel = _kernel(cost, state.f, state.f, epsilon)
+        rows, _ = kernel.density(cost, state.f, state.f, epsilon, storage)
 
         def iteration(_, u):
-            return _rescale(u, _matvec(kernel, a * u), SELF_RELAXATION)[0]
+            return _rescale(u, rows(a * u), SELF_RELAXATION)[0]
 
         u = jax.lax.fori_loop(0, ROUND, iteration, jnp.ones_like(state.f))
-        row_sums = u * _matvec(kernel, a * u)
+        row_sums = u * rows(a * u)
         f = state.f + epsilon * jnp.log(u)
         error = jnp.sum(a * jnp.abs(row_sums - 1))
         return f, f, jnp.ones_like(epsilon), jnp.sum(a * row_sums), error
 
-    return _iterate(scale, f, f, epsilon, epsilon, a, a, threshold, max_iterations)
+    state = _iterate(scale, initial, epsilon, threshold, max_iterations)
+    return _certify(cost, state, epsilon, a, a, threshold, measure=storage == "half")
 
 
-def _iterate(
-    scale: Callable, f, g, start, epsilon, a, b, threshold, max_iterations
-) -> SinkhornOutput:
-    """Repeats ``scale`` while epsilon falls from ``start``, then until the error is met."""
+def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
+    return jax.tree.map(lambda *leaves: jnp.where(condition, *leaves), one, other)
+
+
+def _iterate(scale: Callable, initial: _Scaling, epsilon, threshold, max_iterations) -> _Scaling:
+    """Repeats ``scale`` while epsilon falls to its final value, then until the error is met."""
 
     def advance(state):
         f, g, relaxation, mass, error = scale(state)
@@ -218,19 +310,55 @@ def _iterate(
         iterations = state.num_iterations + ROUND
         return _Scaling(f, g, lowered, relaxation, mass, error, iterations)
 
-    one, infinite = jnp.ones_like(epsilon), jnp.full_like(epsilon, jnp.inf)
-    initial = _Scaling(f, g, start, one, one, infinite, jnp.asarray(0))
-
     def unfinished(state):
         # Annealing is always completed: before its end there is no error to certify.
         annealing = jnp.isinf(state.error)
         return (state.error > threshold) & (annealing | (state.num_iterations < max_iterations))
 
-    state = jax.lax.while_loop(unfinished, advance, initial)
+    return jax.lax.while_loop(unfinished, advance, initial)
+
+
+def _certify(cost, state: _Scaling, epsilon, a, b, threshold, measure: bool) -> SinkhornOutput:
+    """The output of a solve: what its plan is like, and its error, unless the solve knows it."""
+    f, g = state.f, state.g
+
+    def row_fn(row, f_i):
+        exponent = kernel.log_density(row, f_i, g, epsilon)
+        masses = b * jnp.exp(exponent)
+        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2)
+
+    sums, information, squares = kernel.map_rows(row_fn, cost, f)
+    error, mass = state.error, state.mass
+    if measure:
+        column_sums = kernel.map_rows(
+            lambda row, g_j: jnp.sum(a * jnp.exp(kernel.log_density(row, g_j, f, epsilon))),
+            cost.transposed,
+            g,
+        )
+        errors = jnp.sum(a * jnp.abs(sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
+        error, mass = jnp.maximum(*errors), jnp.sum(a * sums)
     # Minus epsilon (mass - 1): the dual objective, second order in the marginal error.
-    value = jnp.sum(a * state.f) + jnp.sum(b * state.g) - epsilon * (state.mass - 1)
-    converged = state.error <= threshold
-    return SinkhornOutput(state.f, state.g, value, state.error, state.num_iterations, converged)
+    value = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * (mass - 1)
+    least = jnp.minimum(_entropy(a), _entropy(b))
+    entropy = jnp.clip(1 - jnp.sum(a * information) / jnp.where(least > 0, least, jnp.inf), 0, 1)
+    k = min(a.shape[0], b.shape[0])
+    diagonal = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
+    densities = jnp.exp(kernel.log_density(diagonal, f[:k], g[:k], epsilon))
+    return SinkhornOutput(
+        f,
+        g,
+        value,
+        error,
+        state.num_iterations,
+        error <= threshold,
+        entropy,
+        jnp.sum(a * sums**2 / squares),
+        jnp.sum(a[:k] * b[:k] * densities),
+    )
+
+
+def _entropy(weights):
+    return -jnp.sum(jax.scipy.special.xlogy(weights, weights))
 
 
 def _relaxation(relaxation, error, previous):
@@ -248,21 +376,6 @@ def _relaxation(relaxation, error, previous):
     return jnp.where(jnp.isfinite(previous) & (error < STALE), best, 1.0)
 
 
-def _is_useful(cost, f, g, epsilon, a, b):
-    """Whether potentials nearly solve the problem. Others are dropped, not only annealed:
-    far beyond the costs they underflow the kernel, and the solve never recovers."""
-    error = jnp.sum(b * jnp.abs(_matvec(a, _kernel(cost, f, g, epsilon)) - 1))
-    return error < STALE
-
-
-def softmin(
-    values: Float[Array, "n m"], epsilon: ScalarLike, weights: Float[Array, "m"]
-) -> Float[Array, "n"]:
-    """Row-wise -epsilon log sum_j w_j exp(-values_ij / epsilon) [units of values]."""
-    epsilon = jnp.asarray(epsilon, values.dtype)
-    return -epsilon * jax.nn.logsumexp(-values / epsilon, axis=1, b=weights[None, :])
-
-
 def _positive(epsilon):
     """NaN for a wrong traced epsilon, which no check at the call sees: it ends the solve."""
     return jnp.where((epsilon > 0) & jnp.isfinite(epsilon), epsilon, jnp.nan)
@@ -273,17 +386,6 @@ def _cost_bound(x, y):
     centre = jnp.mean(y, axis=0, keepdims=True)
     radii = [jnp.sqrt(jnp.max(jnp.sum((cloud - centre) ** 2, axis=1))) for cloud in (x, y)]
     return 0.5 * (radii[0] + radii[1]) ** 2
-
-
-def _kernel(cost, f, g, epsilon):
-    """Plan density exp((f_i + g_j - C_ij) / epsilon), finite also where nothing has mass."""
-    exponent = (f[:, None] + g[None, :] - cost) * (1 / epsilon)
-    return jnp.exp(jnp.minimum(exponent, MAX_EXPONENT))
-
-
-def _matvec(left, right):
-    """Kernel times vector, or vector times kernel, in full precision on every device."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _rescale(scaling, products, relaxation):

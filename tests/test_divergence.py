@@ -117,8 +117,9 @@ def test_unconverged_solves_are_visible(key):
     assert info.xx.converged
     assert not info.xy.converged
     assert not info.converged  # one bad solve of the two is enough
-    solved = sinkhorn(x, y, 0.02).g
-    _, info = sinkhorn_velocity(x, y, 0.02, xy_init=solved, max_iterations=5)
+    limits = {"threshold": 1e-5, "max_iterations": 5}
+    solved = sinkhorn(x, y, 0.02, threshold=1e-5).g
+    _, info = sinkhorn_velocity(x, y, 0.02, xy_init=solved, **limits)
     assert info.xy.converged
     assert not info.xx.converged
     assert not info.converged
@@ -246,6 +247,8 @@ def test_bad_input_raises_at_the_call(unchecked_shapes):
     x, y = jnp.zeros((4, 2)), jnp.ones((3, 2))
     with pytest.raises(ValueError, match=r"x and self_cloud differ in dimension"):
         sinkhorn_velocity(x, y, 0.1, self_cloud=jnp.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"x and self_cloud differ in dimension"):
+        sinkhorn_divergence(x, y, 0.1, self_cloud=jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"epsilon is -1\.0; it must be positive"):
         sinkhorn_velocity(x, y, -1.0)
     with pytest.raises(ValueError, match=r"a sums to 4\.0"):

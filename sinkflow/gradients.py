@@ -1,0 +1,199 @@
+"""Derivatives of entropic transport that do not pass through the iterations of a solve.
+
+Both rules hold at the solution; they are as accurate as the solve is converged.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sinkflow import kernel
+from sinkflow.types import Array, Float, Scalar
+
+GRADIENTS = ("envelope", "implicit", "unrolled")
+
+
+class Problem(NamedTuple):
+    """What a solve depends on: clouds, epsilon [length^2] and weights."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    epsilon: Scalar
+    a: Float[Array, "n"]
+    b: Float[Array, "m"]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def dual_value(value: Scalar, f, g, problem: Problem, storage: str) -> Scalar:
+    r"""``value``, the dual objective at (f, g), with its derivatives.
+
+    .. math:: D = \langle a, f\rangle + \langle b, g\rangle
+              - \varepsilon\Big(\sum_{ij} a_i b_j e^{(f_i + g_j - C_ij)/\varepsilon} - 1\Big)
+
+    In f and g they are the errors of the marginals, which vanish at the solution: there the
+    derivatives at fixed potentials are those of the optimal value (envelope theorem).
+    The derivative in a is f, that in b is g, each up to a constant, and that in epsilon is
+    KL(pi | a x b).
+
+    Source: Feydy et al. 2019, arXiv:1810.08278, prop. 2 and sec. 3.2.
+    """
+    del f, g, problem, storage
+    return value
+
+
+@dual_value.defjvp
+def _dual_value_jvp(storage, primals, tangents):
+    value, f, g, (x, y, epsilon, a, b) = primals
+    _, f_dot, g_dot, (x_dot, y_dot, epsilon_dot, a_dot, b_dot) = tangents
+    centre = jnp.mean(y, axis=0, keepdims=True)  # keeps the digits of x - y far from the origin
+    x, y = x - centre, y - centre
+    cost = kernel.Cost(x, y, None)
+
+    def moments(points, weights, other):
+        def row_fn(row, f_i):
+            exponent = kernel.log_density(row, f_i, other, epsilon)
+            masses = weights * jnp.exp(exponent)
+            mean = jnp.matmul(masses, points, precision=jax.lax.Precision.HIGHEST)
+            return jnp.sum(masses), mean, jnp.sum(masses * exponent)
+
+        return row_fn
+
+    sums, means, information = kernel.map_rows(moments(y, b, g), cost, f)
+    column_sums, column_means, _ = kernel.map_rows(moments(x, a, f), cost.transposed, g)
+    excess = jnp.sum(a * sums) - 1
+    dot = (
+        jnp.sum((a[:, None] * (sums[:, None] * x - means)) * x_dot)
+        + jnp.sum((b[:, None] * (column_sums[:, None] * y - column_means)) * y_dot)
+        + jnp.sum((f - epsilon * (sums - 1)) * a_dot)
+        + jnp.sum((g - epsilon * (column_sums - 1)) * b_dot)
+        + (jnp.sum(a * information) - excess) * epsilon_dot
+        + jnp.sum((a * (1 - sums)) * f_dot)
+        + jnp.sum((b * (1 - column_sums)) * g_dot)
+    )
+    return value, dot
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def potentials(solution, problem: Problem, storage: str):
+    r"""``solution`` = (f, g), with the derivative of the fixed point that it is (implicit).
+
+    From f = softmin(C - g) and g = softmin(C^T - f): with the direct derivatives f', g' of
+    the two right-hand sides and the plan's row- and column-normalised forms P and Q,
+
+    .. math:: \dot g = g' - Q f' + Q P \dot g, \qquad \dot f = f' - P \dot g,
+
+    a symmetric positive semi-definite system in the weights b, solved by conjugate
+    gradients; its null space is the constant that potentials are free of.
+
+    Source: Cuturi et al. 2020, arXiv:2002.03229; Eisenberger et al. 2022, arXiv:2205.06688.
+    """
+    del problem, storage
+    return solution
+
+
+@potentials.defjvp
+def _potentials_jvp(storage, primals, tangents):
+    (f, g), problem = primals
+    _, problem_dot = tangents
+
+    def updates(problem):
+        x, y, epsilon, a, b = problem
+        cost = kernel.make_cost(x, y, storage)
+        new_f = kernel.softmin(cost, g, epsilon, b)
+        return new_f, kernel.softmin(cost.transposed, f, epsilon, a)
+
+    _, (f_direct, g_direct) = jax.jvp(updates, (problem,), (problem_dot,))
+    x, y, epsilon, a, b = problem
+    rows, columns = kernel.density(kernel.make_cost(x, y, storage), f, g, epsilon, storage)
+    row_sums, column_sums = rows(b), columns(a)
+    masses = b * column_sums
+
+    def average_targets(w):  # P
+        return rows(b * w) / row_sums
+
+    def average_sources(w):  # Q
+        return columns(a * w) / column_sums
+
+    constant = g_direct - average_sources(f_direct)
+    mean = jnp.sum(masses * constant) / jnp.sum(masses)
+    g_dot = _solve(
+        lambda w: masses * w - b * columns(a * average_targets(w)),
+        masses * (constant - mean),
+        masses,
+    )
+    # Once more, for the targets of no mass, which the system does not see.
+    g_dot = constant + average_sources(average_targets(g_dot))
+    return (f, g), (f_direct - average_targets(g_dot), g_dot)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def self_potential(solution, problem: Problem, storage: str):
+    r"""The same for the one potential of a cloud and itself: :math:`(I + P)\dot f = f'`.
+
+    Well conditioned at any epsilon, also where P is the identity.
+    """
+    del problem, storage
+    return solution
+
+
+@self_potential.defjvp
+def _self_potential_jvp(storage, primals, tangents):
+    f, problem = primals
+    _, problem_dot = tangents
+
+    def update(problem):
+        x, _, epsilon, a, _ = problem
+        return kernel.softmin(kernel.make_cost(x, x, storage), f, epsilon, a)
+
+    _, direct = jax.jvp(update, (problem,), (problem_dot,))
+    x, _, epsilon, a, _ = problem
+    rows, _ = kernel.density(kernel.make_cost(x, x, storage), f, f, epsilon, storage)
+    masses = a * rows(a)
+    f_dot = _solve(lambda w: masses * w + a * rows(a * w), masses * direct, masses)
+    # Once more, for the points of no mass.
+    return f, direct - rows(a * f_dot) / rows(a)
+
+
+def _solve(matvec, wanted, masses):
+    """Conjugate gradients, preconditioned by the masses, to the rounding of the dtype."""
+    tolerance = 100 * float(jnp.finfo(wanted.dtype).eps)
+    scale = jnp.where(masses > 0, masses, 1.0)
+
+    def solve(matvec, wanted):
+        options = {"tol": tolerance, "maxiter": 1_000, "M": lambda w: w / scale}
+        return jax.scipy.sparse.linalg.cg(matvec, wanted, **options)[0]
+
+    return jax.lax.custom_linear_solve(matvec, wanted, solve, symmetric=True)
+
+
+def unrolled(problem: Problem, num_iterations: int, storage: str):
+    """Potentials after plain alternating updates from g = 0, each of them differentiated.
+
+    Memory is that of the potentials of every iteration; costs are recomputed on the way back.
+    """
+    x, y, epsilon, a, b = problem
+    cost = kernel.make_cost(x, y, storage)
+
+    @jax.checkpoint
+    def iteration(carry, _):
+        _, g = carry
+        f = kernel.softmin(cost, g, epsilon, b)
+        return (f, kernel.softmin(cost.transposed, f, epsilon, a)), None
+
+    start = jnp.zeros_like(a), jnp.zeros_like(b)
+    return jax.lax.scan(iteration, start, length=num_iterations)[0]
+
+
+def unrolled_self(problem: Problem, num_iterations: int, relaxation: float, storage: str):
+    """The same for a cloud and itself, by the damped update of its one potential."""
+    x, _, epsilon, a, _ = problem
+    cost = kernel.make_cost(x, x, storage)
+
+    @jax.checkpoint
+    def iteration(f, _):
+        return f + relaxation * (kernel.softmin(cost, f, epsilon, a) - f), None
+
+    f = jax.lax.scan(iteration, jnp.zeros_like(a), length=num_iterations)[0]
+    return f, f

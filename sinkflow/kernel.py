@@ -1,0 +1,135 @@
+"""Products with the density of an entropic plan: stored, stored in half precision, or recomputed.
+
+Every quantity of a solve is a sum over one row (or column) of costs. How those rows come about is
+decided here, so that the solver, the barycentric map and the gradients read the same at any size.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkflow import costs
+from sinkflow.types import Array, Float, ScalarLike
+
+STORAGES = ("auto", "full", "half", "chunks")
+CHUNK = 2**28  # costs alive at a time where they are recomputed: 1 GiB in float32
+MEMORY_SHARE = 0.75  # of the device's memory, for what a solve keeps
+CPU_MEMORY = 2**33  # bytes to count on where the device does not tell
+# The density stays finite in float32, also where there is no mass, and in half precision.
+MAX_EXPONENT = 40.0
+MAX_HALF_EXPONENT = 11.0
+
+
+class Cost(NamedTuple):
+    """Clouds and, unless its rows are recomputed, their cost matrix [length^2]."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    matrix: Float[Array, "n m"] | None
+
+    @property
+    def transposed(self) -> "Cost":
+        return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
+
+
+def storage_for(storage: str, n: int, m: int, dtype: Any) -> str:
+    """What to keep on the device for an n by m problem; anything but "auto" is kept as it is.
+
+    "full" keeps costs and densities, "half" costs and densities in float16, "chunks"
+    nothing: rows of costs are recomputed for every product.
+
+    Raises:
+      ValueError: unknown storage.
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
+    if storage != "auto":
+        return storage
+    memory = MEMORY_SHARE * _device_memory()
+    itemsize = jnp.dtype(dtype).itemsize
+    sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
+    return next((name for name, size in sizes.items() if size <= memory), "chunks")
+
+
+def _device_memory() -> int:
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", CPU_MEMORY)
+
+
+def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> Cost:
+    """The half squared Euclidean cost, as a matrix unless ``storage`` is "chunks"."""
+    empty = Cost(x, y, None)
+    if storage == "chunks":
+        return empty
+    if x.shape[0] * y.shape[0] <= CHUNK:
+        return Cost(x, y, costs.squared_euclidean(x, y))
+    # In pieces: in one, expanding the square would need the matrix twice.
+    return Cost(x, y, map_rows(lambda row: row, empty))
+
+
+def map_rows(row_fn: Callable, cost: Cost, *leaves: Array) -> Any:
+    """``row_fn(costs of x_i [m], leaf_i, ...)`` for every i, stacked; a few rows at a time."""
+    n, m = cost.x.shape[0], cost.y.shape[0]
+    matrix = cost.matrix
+    if matrix is None and n * m <= CHUNK:
+        matrix = costs.squared_euclidean(cost.x, cost.y)
+    if matrix is not None:
+        return jax.vmap(row_fn)(matrix, *leaves)
+
+    def one(item):
+        point, *rest = item
+        return row_fn(costs.squared_euclidean(point[None], cost.y)[0], *rest)
+
+    return jax.lax.map(one, (cost.x, *leaves), batch_size=max(1, CHUNK // m))
+
+
+def log_density(row, f_i, g, epsilon):
+    """(f_i + g_j - C_ij) / epsilon over one row, bounded so that its exponential is finite."""
+    return jnp.minimum((f_i + g - row) * (1 / epsilon), MAX_EXPONENT)
+
+
+def softmin(
+    cost: Cost, g: Float[Array, "m"], epsilon: ScalarLike, weights: Float[Array, "m"]
+) -> Float[Array, "n"]:
+    """-epsilon log sum_j w_j exp((g_j - C_ij) / epsilon) for every x_i [length^2]."""
+
+    def row_fn(row):
+        return -epsilon * jax.nn.logsumexp((g - row) / epsilon, b=weights)
+
+    return map_rows(row_fn, cost)
+
+
+def density(cost: Cost, f, g, epsilon, storage: str) -> tuple[Callable, Callable]:
+    """Products D w and D^T w with the plan's density D_ij = exp((f_i + g_j - C_ij) / epsilon)."""
+    if storage == "chunks":
+        return _recomputed(cost, f, g, epsilon), _recomputed(cost.transposed, g, f, epsilon)
+    exponent = (f[:, None] + g[None, :] - cost.matrix) * (1 / epsilon)
+    if storage == "full":
+        matrix = jnp.exp(jnp.minimum(exponent, MAX_EXPONENT))
+        return lambda w: _matvec(matrix, w), lambda w: _matvec(w, matrix)
+    # A feasible density is at most the number of points; it must fit into float16.
+    shift = max(0.0, float(np.log(max(exponent.shape))) - MAX_HALF_EXPONENT + 1)
+    half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
+    unit = jnp.exp(jnp.asarray(shift, f.dtype))
+    return (
+        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[None, :], axis=1),
+        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[:, None], axis=0),
+    )
+
+
+def _recomputed(cost, f, g, epsilon):
+    def product(w):
+        def row_fn(row, f_i):
+            return jnp.sum(w * jnp.exp(log_density(row, f_i, g, epsilon)))
+
+        return map_rows(row_fn, cost, f)
+
+    return product
+
+
+def _matvec(left, right):
+    """Matrix times vector, or vector times matrix, in full precision on every device."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
