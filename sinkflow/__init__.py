@@ -13,6 +13,7 @@ from sinkflow import parallel as parallel
 from sinkflow import plotting as plotting
 from sinkflow import pool as pool
 from sinkflow import sampling as sampling
+from sinkflow import scaling as scaling
 from sinkflow import train as train
 from sinkflow.divergence import barycentric_map as barycentric_map
 from sinkflow.divergence import sinkhorn_divergence as sinkhorn_divergence

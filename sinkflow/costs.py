@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sinkflow.types import Array, Float
 
@@ -49,3 +50,17 @@ def check_clouds(x, y, names: tuple[str, str] = ("x", "y")) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(cloud)}: the cloud is empty")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{names[0]} and {names[1]} differ in dimension: {x.shape} and {y.shape}")
+
+
+def check_weights(name: str, weights, count: int) -> None:
+    """Raises ValueError unless ``weights`` [count] are a distribution (if traced: its shape)."""
+    if jnp.shape(weights) != (count,):
+        raise ValueError(f"{name} has shape {jnp.shape(weights)}; there are {count} points")
+    if isinstance(weights, jax.core.Tracer):
+        return
+    values = np.asarray(weights, np.float64)
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        raise ValueError(f"{name} contains {values[wrong][0]}; weights are finite, non-negative")
+    if abs(values.sum() - 1) > 1e-3:
+        raise ValueError(f"{name} sums to {values.sum()}; weights sum to 1")
