@@ -1,6 +1,5 @@
 """Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
 
-import functools
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -81,6 +80,7 @@ def sinkhorn_velocity(
     xx_init: Float[Array, "k"] | None = None,
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
+    storage: str = "auto",
 ) -> tuple[Float[Array, "n d"], VelocityInfo]:
     r"""Velocity of the Wasserstein gradient flow of the Sinkhorn divergence.
 
@@ -102,6 +102,7 @@ def sinkhorn_velocity(
       xx_init: the same for the self solve (``info.xx.g``).
       threshold: L1 marginal error [mass, total 1] at which each solve stops.
       max_iterations: cap on the iterations of each solve.
+      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
 
     Returns:
       The velocity [n, d] [length per unit flow time] and a :class:`VelocityInfo`.
@@ -114,15 +115,19 @@ def sinkhorn_velocity(
       reference cloud: arXiv:2605.11755.
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
+    if self_cloud is not None:
+        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
+    # The difference of two images keeps its digits only near the origin.
+    centre = jnp.mean(y, axis=0, keepdims=True)
+    x, y = x - centre, y - centre
     limits = Limits(threshold=threshold, max_iterations=max_iterations)
-    xy = sinkhorn(x, y, epsilon, a=a, b=b, g_init=xy_init, **limits)
+    xy = sinkhorn(x, y, epsilon, a=a, b=b, g_init=xy_init, storage=storage, **limits)
     if self_cloud is None:
         self_cloud, weights = x, a
-        xx = sinkhorn_self(x, epsilon, a=a, f_init=xx_init, **limits)
+        xx = sinkhorn_self(x, epsilon, a=a, f_init=xx_init, storage=storage, **limits)
     else:
-        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
-        weights = None
-        xx = sinkhorn(x, self_cloud, epsilon, a=a, g_init=xx_init, **limits)
+        self_cloud, weights = self_cloud - centre, None
+        xx = sinkhorn(x, self_cloud, epsilon, a=a, g_init=xx_init, storage=storage, **limits)
     towards_target, neighbours = barycentric_map(x, y, xy.g, epsilon, b)
     towards_self, _ = barycentric_map(x, self_cloud, xx.g, epsilon, weights)
     info = VelocityInfo(

@@ -11,13 +11,21 @@ from sinkflow.sinkhorn import check_problem
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 
+class Warm(NamedTuple):
+    """Where the next solve starts, and what the one after it is extrapolated from."""
+
+    guess: Float[Array, "k"]
+    solved: Float[Array, "k"]
+
+
 class FlowState(NamedTuple):
-    """What the next step needs: particles, their flow time, and warm potentials."""
+    """What the next step needs: particles, their flow time, the last step, and warm potentials."""
 
     x: Float[Array, "n d"]
     t: Scalar
-    xy: Float[Array, "m"]
-    xx: Float[Array, "n"]
+    step_size: Scalar
+    xy: Warm
+    xx: Warm
 
 
 class FlowInfo(NamedTuple):
@@ -41,7 +49,8 @@ class Trajectory(NamedTuple):
 def init(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> FlowState:
     """State at flow time 0. Potentials start at zero; the first solve anneals from there."""
     zero = jnp.zeros((), x.dtype)
-    return FlowState(x, zero, jnp.zeros(y.shape[0], x.dtype), jnp.zeros(x.shape[0], x.dtype))
+    xy, xx = (jnp.zeros(cloud.shape[0], x.dtype) for cloud in (y, x))
+    return FlowState(x, zero, zero, Warm(xy, xy), Warm(xx, xx))
 
 
 def step(
@@ -77,13 +86,26 @@ def step(
         velocity, info = _halves_velocity(state, y, epsilon, limits)
     else:
         velocity, info = sinkhorn_velocity(
-            state.x, y, epsilon, xy_init=state.xy, xx_init=state.xx, **limits
+            state.x, y, epsilon, xy_init=state.xy.guess, xx_init=state.xx.guess, **limits
         )
     step_size = jnp.asarray(step_size, velocity.dtype)
-    moved = FlowState(state.x + step_size * velocity, state.t + step_size, info.xy.g, info.xx.g)
+    moved = FlowState(
+        state.x + step_size * velocity,
+        state.t + step_size,
+        step_size,
+        _extrapolate(state.xy, info.xy.g, state.step_size, step_size),
+        _extrapolate(state.xx, info.xx.g, state.step_size, step_size),
+    )
     iterations = info.xy.num_iterations + info.xx.num_iterations
     seen = FlowInfo(velocity, info.converged, info.marginal_error, info.neighbours, iterations)
     return moved, seen
+
+
+def _extrapolate(warm: Warm, solved, last_step, step_size) -> Warm:
+    """The potential after ``step_size``, if it goes on as over ``last_step`` (0: there was none)."""
+    ratio = jnp.where(last_step > 0, step_size / jnp.where(last_step > 0, last_step, 1.0), 0.0)
+    # Further than one step back, the past says nothing about what comes.
+    return Warm(solved + jnp.minimum(ratio, 1.0) * (solved - warm.solved), solved)
 
 
 def _halves_velocity(state, y, epsilon, limits):
@@ -100,7 +122,9 @@ def _halves_velocity(state, y, epsilon, limits):
         return sinkhorn_velocity(x, y, epsilon, self_cloud=other, xy_init=xy, xx_init=xx, **limits)
 
     x = halves(state.x)
-    velocity, info = jax.vmap(solve)(x, halves(y), x[::-1], halves(state.xy), halves(state.xx))
+    velocity, info = jax.vmap(solve)(
+        x, halves(y), x[::-1], halves(state.xy.guess), halves(state.xx.guess)
+    )
     merged = info._replace(
         converged=jnp.all(info.converged),
         marginal_error=jnp.max(info.marginal_error),

@@ -60,7 +60,7 @@ class _Scaling(NamedTuple):
 
     @classmethod
     def at(cls, f, g, epsilon, error):
-        """Where a solve starts; with an infinite error it has to anneal or iterate at least once."""
+        """Where a solve starts; with an infinite error it has to iterate at least once."""
         one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
         return cls(f, g, epsilon, one, one, jnp.asarray(error, f.dtype), zero)
 
@@ -116,8 +116,8 @@ def sinkhorn(
       A :class:`SinkhornOutput`.
 
     Raises:
-      ValueError: wrong shapes, gradient or storage; outside a trace also epsilon or threshold <= 0 and
-        weights that are negative, not finite or do not sum to 1.
+      ValueError: wrong shapes, gradient or storage; outside a trace also epsilon or
+        threshold <= 0 and weights that are negative, not finite or do not sum to 1.
 
     Numerics:
       Nothing is raised on device: a solve that ran out of iterations or met NaN has
@@ -200,7 +200,7 @@ def _is_unrolled(gradient: str, max_iterations) -> bool:
         return False
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(
-            f"max_iterations is {max_iterations}; to unroll them it must be a Python int, at least 1"
+            f"max_iterations is {max_iterations}; to unroll it must be a Python int, at least 1"
         )
     return True
 

@@ -27,8 +27,9 @@ def test_init_starts_at_time_zero(key):
     state = flow.init(x, y)
     np.testing.assert_array_equal(state.x, x)
     assert state.t == 0
-    assert state.xy.shape == (M,)
-    assert state.xx.shape == (N,)
+    assert state.step_size == 0
+    assert state.xy.guess.shape == state.xy.solved.shape == (M,)
+    assert state.xx.guess.shape == state.xx.solved.shape == (N,)
 
 
 def test_run_is_a_loop_of_steps(key):

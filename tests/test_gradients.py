@@ -157,9 +157,9 @@ def test_divergence_gradient_is_minus_the_velocity(problem, gradient):
     a = jnp.full(N, 1 / N)
 
     def divergence(x):
-        return sinkhorn_divergence(
-            x, y, epsilon, a=a, b=b, gradient=gradient, **OPTIONS[gradient]
-        )[0]
+        return sinkhorn_divergence(x, y, epsilon, a=a, b=b, gradient=gradient, **OPTIONS[gradient])[
+            0
+        ]
 
     velocity, info = sinkhorn_velocity(x, y, epsilon, a=a, b=b, **EXACT)
     assert info.converged
