@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.types import Array, Float
+from sinkflow.types import Array, Float, ScalarLike
 
 # Up to this dimension coordinate differences cost less than a matrix product and do not cancel.
 MAX_DIFFERENCE_DIM = 5
@@ -64,3 +64,11 @@ def check_weights(name: str, weights, count: int) -> None:
         raise ValueError(f"{name} contains {values[wrong][0]}; weights are finite, non-negative")
     if abs(values.sum() - 1) > 1e-3:
         raise ValueError(f"{name} sums to {values.sum()}; weights sum to 1")
+
+
+def check_positive(name: str, value: ScalarLike) -> None:
+    """Raises ValueError unless ``value`` is traced or positive and finite."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not np.all((np.asarray(value) > 0) & np.isfinite(value)):
+        raise ValueError(f"{name} is {value}; it must be positive and finite")

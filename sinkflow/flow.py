@@ -102,7 +102,7 @@ def step(
 
 
 def _extrapolate(warm: Warm, solved, last_step, step_size) -> Warm:
-    """The potential after ``step_size``, if it goes on as over ``last_step`` (0: there was none)."""
+    """The potential after ``step_size``, if it goes on as over ``last_step`` (0: none yet)."""
     ratio = jnp.where(last_step > 0, step_size / jnp.where(last_step > 0, last_step, 1.0), 0.0)
     # Further than one step back, the past says nothing about what comes.
     return Warm(solved + jnp.minimum(ratio, 1.0) * (solved - warm.solved), solved)

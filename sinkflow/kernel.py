@@ -65,7 +65,8 @@ def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> C
     if storage == "chunks":
         return empty
     if x.shape[0] * y.shape[0] <= CHUNK:
-        return Cost(x, y, costs.squared_euclidean(x, y))
+        # Behind a barrier: recomputed inside the sums that use it, it made XLA compile for minutes.
+        return Cost(x, y, jax.lax.optimization_barrier(costs.squared_euclidean(x, y)))
     # In pieces: in one, expanding the square would need the matrix twice.
     return Cost(x, y, map_rows(lambda row: row, empty))
 
@@ -108,11 +109,12 @@ def density(cost: Cost, f, g, epsilon, storage: str) -> tuple[Callable, Callable
         return _recomputed(cost, f, g, epsilon), _recomputed(cost.transposed, g, f, epsilon)
     exponent = (f[:, None] + g[None, :] - cost.matrix) * (1 / epsilon)
     if storage == "full":
-        matrix = jnp.exp(jnp.minimum(exponent, MAX_EXPONENT))
+        matrix = jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
         return lambda w: _matvec(matrix, w), lambda w: _matvec(w, matrix)
     # A feasible density is at most the number of points; it must fit into float16.
     shift = max(0.0, float(np.log(max(exponent.shape))) - MAX_HALF_EXPONENT + 1)
     half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
+    half = jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
     unit = jnp.exp(jnp.asarray(shift, f.dtype))
     return (
         lambda w: unit * jnp.sum(half.astype(w.dtype) * w[None, :], axis=1),

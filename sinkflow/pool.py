@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import flow, interpolants
-from sinkflow.sinkhorn import check_positive
+from sinkflow import costs, flow, interpolants
 from sinkflow.types import Array, Float, PRNGKey, ScalarLike
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -94,7 +93,7 @@ def build(
     for name, count in (("num_clouds", num_clouds), ("num_particles", num_particles)):
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
-    check_positive("epsilon", epsilon)
+    costs.check_positive("epsilon", epsilon)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     if time not in TIMES:

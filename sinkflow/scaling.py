@@ -81,8 +81,7 @@ def matrix_scaling(
     cost = cost if jnp.issubdtype(cost.dtype, jnp.floating) else cost.astype(float)
     if cost.ndim != 2 or not cost.size:
         raise ValueError(f"cost has shape {cost.shape}; it is [n, m], not empty")
-    if not isinstance(epsilon, jax.core.Tracer) and not 0 < float(epsilon) < np.inf:
-        raise ValueError(f"epsilon is {epsilon}; it must be positive and finite")
+    costs.check_positive("epsilon", epsilon)
     if not isinstance(num_iterations, int | np.integer) or num_iterations < 1:
         raise ValueError(f"num_iterations is {num_iterations}; it must be an integer, at least 1")
     marginals = []

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sinkflow import costs, gradients, kernel
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
@@ -137,14 +136,14 @@ def sinkhorn(
       (True, 0.5)
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
-    check_positive("threshold", threshold)
+    costs.check_positive("threshold", threshold)
     if g_init is not None and jnp.shape(g_init) != b.shape:
         raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {b.shape}")
     storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
     problem = gradients.Problem(x, y, jnp.asarray(epsilon, x.dtype), a, b)
-    if _is_unrolled(gradient, max_iterations):
-        f, g = gradients.unrolled(problem, max_iterations, storage)
-        return _measure(f, g, problem, threshold, max_iterations, storage)
+    if count := _iterations_to_unroll(gradient, max_iterations):
+        f, g = gradients.unrolled(problem, count, storage)
+        return _measure(f, g, problem, threshold, count, storage)
     fixed = jax.lax.stop_gradient((problem, g_init))
     out = _sinkhorn(*fixed[0], fixed[1], threshold, max_iterations, storage)
     f, g = gradients.potentials((out.f, out.g), problem, storage)
@@ -178,31 +177,32 @@ def sinkhorn_self(
       factor 2/3 is ours.
     """
     x, _, a, _ = check_problem(x, x, epsilon, a, a)
-    check_positive("threshold", threshold)
+    costs.check_positive("threshold", threshold)
     if f_init is not None and jnp.shape(f_init) != a.shape:
         raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {a.shape}")
     storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
     problem = gradients.Problem(x, x, jnp.asarray(epsilon, x.dtype), a, a)
-    if _is_unrolled(gradient, max_iterations):
-        f, g = gradients.unrolled_self(problem, max_iterations, SELF_RELAXATION, storage)
-        return _measure(f, g, problem, threshold, max_iterations, storage)
+    if count := _iterations_to_unroll(gradient, max_iterations):
+        f, g = gradients.unrolled_self(problem, count, SELF_RELAXATION, storage)
+        return _measure(f, g, problem, threshold, count, storage)
     fixed = jax.lax.stop_gradient((x, problem.epsilon, a, f_init))
     out = _sinkhorn_self(*fixed, threshold, max_iterations, storage)
     f = gradients.self_potential(out.f, problem, storage)
     return _differentiable(out, f, f, problem, gradient, storage)
 
 
-def _is_unrolled(gradient: str, max_iterations) -> bool:
+def _iterations_to_unroll(gradient: str, max_iterations) -> int:
+    """How many, or 0 if ``gradient`` is another one."""
     if gradient not in gradients.GRADIENTS:
         choices = ", ".join(gradients.GRADIENTS)
         raise ValueError(f"unknown gradient {gradient!r}; choose one of {choices}")
     if gradient != "unrolled":
-        return False
+        return 0
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(
             f"max_iterations is {max_iterations}; to unroll it must be a Python int, at least 1"
         )
-    return True
+    return max_iterations
 
 
 def _measure(f, g, problem, threshold, num_iterations, storage) -> SinkhornOutput:
@@ -251,7 +251,7 @@ def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations, storage) -
             return u, *_rescale(v, columns(a * u), relaxation)
 
         ones = jnp.ones_like(state.f), jnp.ones_like(state.g), jnp.ones_like(state.g)
-        u, v, column_sums = jax.lax.fori_loop(0, ROUND, iteration, ones)
+        u, v, column_sums = jax.lax.fori_loop(0, ROUND, iteration, ones, unroll=True)
         row_sums = u * rows(b * v)
         column_error = jnp.sum(b * jnp.abs(column_sums - 1))
         error = jnp.maximum(jnp.sum(a * jnp.abs(row_sums - 1)), column_error)
@@ -284,7 +284,7 @@ def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations, storage) ->
         def iteration(_, u):
             return _rescale(u, rows(a * u), SELF_RELAXATION)[0]
 
-        u = jax.lax.fori_loop(0, ROUND, iteration, jnp.ones_like(state.f))
+        u = jax.lax.fori_loop(0, ROUND, iteration, jnp.ones_like(state.f), unroll=True)
         row_sums = u * rows(a * u)
         f = state.f + epsilon * jnp.log(u)
         error = jnp.sum(a * jnp.abs(row_sums - 1))
@@ -404,28 +404,12 @@ def check_problem(x, y, epsilon, a, b):
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
     y = jnp.asarray(y, x.dtype)
     costs.check_clouds(x, y)
-    check_positive("epsilon", epsilon)
+    costs.check_positive("epsilon", epsilon)
     return x, y, _weights("a", a, x), _weights("b", b, y)
-
-
-def check_positive(name: str, value: ScalarLike) -> None:
-    """Raises ValueError unless ``value`` is traced or positive and finite."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not np.all((np.asarray(value) > 0) & np.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be positive and finite")
 
 
 def _weights(name, weights, cloud):
     if weights is None:
         return jnp.full(cloud.shape[0], 1 / cloud.shape[0], cloud.dtype)
-    if jnp.shape(weights) != cloud.shape[:1]:
-        raise ValueError(f"{name} has shape {jnp.shape(weights)}; its cloud has {cloud.shape}")
-    if not isinstance(weights, jax.core.Tracer):
-        values = np.asarray(weights, np.float64)
-        if not (np.all(np.isfinite(values)) and np.all(values >= 0)):
-            worst = values[~(values >= 0) | ~np.isfinite(values)][0]
-            raise ValueError(f"{name} contains {worst}; weights are finite and non-negative")
-        if abs(values.sum() - 1) > 1e-3:
-            raise ValueError(f"{name} sums to {values.sum()}; weights sum to 1")
+    costs.check_weights(name, weights, cloud.shape[0])
     return jnp.asarray(weights, cloud.dtype)

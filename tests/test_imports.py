@@ -13,14 +13,16 @@ DRIVERS = pathlib.Path(experiments.__file__).parent
 LEVELS = [
     {"types"},
     {"costs", "data", "interpolants", "models", "ode", "parallel", "checkpoint"},
-    {"sinkhorn", "assignment", "metrics", "scaling", "train"},
+    {"kernel", "assignment", "metrics", "scaling", "train"},
+    {"gradients"},
+    {"sinkhorn"},
     {"divergence"},
     {"flow"},
     {"pool", "sampling"},
     {"plotting"},
 ]
 SHARED = {"common", "methods"}  # of the drivers; all others are programs
-OPTIMAL_TRANSPORT = {"costs", "scaling", "sinkhorn", "divergence", "flow"}
+OPTIMAL_TRANSPORT = {"costs", "kernel", "gradients", "scaling", "sinkhorn", "divergence", "flow"}
 OPTIMISERS = {"flax", "optax"}
 # What a module must not import although its level would allow it.
 FORBIDDEN = {

@@ -419,8 +419,8 @@ BAD_INPUT = [
     ({"b": jnp.array([0.5, 0.5, jnp.inf])}, r"b contains inf; weights are"),
     ({"a": jnp.ones(4)}, r"a sums to 4\.0; weights sum to 1"),
     ({"b": jnp.zeros(3)}, r"b sums to 0\.0; weights sum to 1"),
-    ({"a": jnp.ones(3) / 3}, r"a has shape \(3,\); its cloud has \(4, 2\)"),
-    ({"b": jnp.ones((3, 1)) / 3}, r"b has shape \(3, 1\); its cloud has \(3, 2\)"),
+    ({"a": jnp.ones(3) / 3}, r"a has shape \(3,\); there are 4 points"),
+    ({"b": jnp.ones((3, 1)) / 3}, r"b has shape \(3, 1\); there are 3 points"),
     ({"g_init": jnp.zeros(4)}, r"g_init has shape \(4,\); y needs \(3,\)"),
 ]
 
