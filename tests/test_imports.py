@@ -21,7 +21,7 @@ LEVELS = [
     {"pool", "sampling"},
     {"plotting"},
 ]
-SHARED = {"common", "methods"}  # of the drivers; all others are programs
+SHARED = {"common", "methods", "peers", "bench_worker"}  # of the drivers; all others are programs
 OPTIMAL_TRANSPORT = {"costs", "kernel", "gradients", "scaling", "sinkhorn", "divergence", "flow"}
 OPTIMISERS = {"flax", "optax"}
 # What a module must not import although its level would allow it.
