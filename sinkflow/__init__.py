@@ -4,6 +4,7 @@ from sinkflow import assignment as assignment
 from sinkflow import checkpoint as checkpoint
 from sinkflow import costs as costs
 from sinkflow import data as data
+from sinkflow import epsilon as epsilon
 from sinkflow import flow as flow
 from sinkflow import interpolants as interpolants
 from sinkflow import metrics as metrics
@@ -18,6 +19,9 @@ from sinkflow import train as train
 from sinkflow.divergence import barycentric_map as barycentric_map
 from sinkflow.divergence import sinkhorn_divergence as sinkhorn_divergence
 from sinkflow.divergence import sinkhorn_velocity as sinkhorn_velocity
+from sinkflow.epsilon import epsilon_for_entropy as epsilon_for_entropy
+from sinkflow.epsilon import epsilon_for_neighbours as epsilon_for_neighbours
+from sinkflow.sinkhorn import SinkhornOutput as SinkhornOutput
 from sinkflow.sinkhorn import sinkhorn as sinkhorn
 from sinkflow.sinkhorn import sinkhorn_self as sinkhorn_self
 

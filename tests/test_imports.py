@@ -16,13 +16,22 @@ LEVELS = [
     {"kernel", "assignment", "metrics", "scaling", "train"},
     {"gradients"},
     {"sinkhorn"},
-    {"divergence"},
+    {"divergence", "epsilon"},
     {"flow"},
     {"pool", "sampling"},
     {"plotting"},
 ]
 SHARED = {"common", "methods", "peers", "bench_worker"}  # of the drivers; all others are programs
-OPTIMAL_TRANSPORT = {"costs", "kernel", "gradients", "scaling", "sinkhorn", "divergence", "flow"}
+OPTIMAL_TRANSPORT = {
+    "costs",
+    "kernel",
+    "gradients",
+    "scaling",
+    "sinkhorn",
+    "epsilon",
+    "divergence",
+    "flow",
+}
 OPTIMISERS = {"flax", "optax"}
 # What a module must not import although its level would allow it.
 FORBIDDEN = {
