@@ -2,7 +2,8 @@
 
 Command:  python -m experiments.bench_sinkhorn                  (on the CPU)
           python -m experiments.bench_sinkhorn --device gpu     (peers: pip install -e '.[bench]')
-Runtime:  --time-limit bounds the repeated calls of a row; not yet measured to the end on a GPU.
+Runtime:  about six minutes on two CPU cores; not yet measured to the end on a GPU. --time-limit
+          bounds the repeated calls of a row, --budget the whole.
 Expected: bench.json with a row for each peer and problem, its tables in bench.md, and the times
           of track B in bench.png; a peer that is missing or fails has its reason for a row.
 Source:   arXiv:2401.14069 for the flows of track C; the peers are cited in experiments/peers.py.
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +38,9 @@ from sinkflow import plotting
 
 PEERS = ("sinkflow", "ott", "geomloss", "flash", "flash-tuned", "pot")
 DEFAULT_PEERS = {"gpu": PEERS[:-1], "cpu": ("sinkflow", "ott", "geomloss", "pot")}
+ALL = "all"  # the problem of a peer that could not start
 START = 180.0  # seconds for a worker to import its library and find its device
+LEAST_PASSES = 12  # GeomLoss makes eight beside those it is asked for
 SETS = 3  # input sets of each problem
 # (clouds, n, d) of track A; the sizes and the dimensions of track B. From small to large, because
 # JAX's peak of memory is that of its process.
@@ -67,13 +71,18 @@ class Config:
     """Tracks to measure; rows of others that the output folder has are kept."""
     peers: tuple[str, ...] = ()
     """Of sinkflow, ott, geomloss, flash (FlashSinkhorn with its default tiles), flash-tuned (with
-    its search for tiles) and pot; by default all that run on the device, POT on a CPU only."""
+    its search for tiles) and pot, in the order to run them, sinkflow first; by default all that run
+    on the device, POT on a CPU only."""
     time_limit: float = 10.0
     """Seconds of repeated calls for each row; compilation comes on top."""
+    budget: float = 0.0
+    """Seconds after which no row is begun; 0: no end."""
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    """Clouds, n and d of track A's problems; by default those of the device."""
     sizes: tuple[int, ...] = ()
-    """Points of each cloud in tracks A and B; by default those of the device."""
+    """Points of each cloud in track B, likewise."""
     dims: tuple[int, ...] = ()
-    """Dimensions, likewise; in track C they choose among 784 and 2."""
+    """Dimensions of track B, likewise; in track C they choose among 784 and 2."""
     passes: int = 100
     """Passes of track A."""
     ratio: float = 0.005
@@ -96,6 +105,7 @@ class Config:
     SMOKE: ClassVar[dict] = {
         "peers": ("sinkflow", "ott"),
         "time_limit": 0.2,
+        "shapes": ((1, 64, 2),),
         "sizes": (64,),
         "dims": (2,),
         "passes": 40,
@@ -129,9 +139,6 @@ def main(config: Config) -> dict:
     return record
 
 
-LEAST_PASSES = 12  # GeomLoss makes eight beside those it is asked for
-
-
 class Bench:
     """Rows as they come, each written down at once beside those that the folder had before."""
 
@@ -142,21 +149,22 @@ class Bench:
         self.cache.mkdir(parents=True, exist_ok=True)
         self.path, self.commit = self.out / "bench.json", common.commit()
         self.rows = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+        self.deadline = time.time() + config.budget if config.budget else None
 
     def run(self) -> None:
         """One worker after another: references, peers, and what judges the pools."""
         make = {"A": self.fixed_problems, "B": self.velocity_problems, "C": self.pool_problems}
         problems = [problem for track in self.config.track for problem in make[track]()]
         judged = [problem for problem in problems if problem["track"] == "B"]
-        for row in self.run_worker(REFERENCE, judged):
+        for row in self.run_worker(REFERENCE, judged, self.deadline):
             if "not_run" in row:
                 for problem in judged:
                     if row["problem"] in (problem["key"], ALL):
                         problem["not_run"] = f"no reference: {row['not_run']}"
         # Ours comes first: its flow gives the states at which the others are timed.
         chosen = self.config.peers or DEFAULT_PEERS[self.config.device]
-        for peer in sorted(chosen, key=PEERS.index):
-            self.run_worker(peer, problems)
+        for peer in sorted(chosen, key=lambda peer: peer != "sinkflow"):
+            self.run_worker(peer, problems, self.deadline)
         for problem in problems:
             if problem["track"] == "C":
                 self.judge_pool(problem)
@@ -179,14 +187,15 @@ class Bench:
         }
         common.write_json(self.path, record)
 
-    def run_worker(self, peer: str, problems: list[dict]) -> list[dict]:
+    def run_worker(self, peer: str, problems: list[dict], deadline=None) -> list[dict]:
         """Rows of one peer; a worker that dies or hangs loses its row, and is replaced."""
         rows: list[dict] = []
         if not problems:
             return rows
         plan = self.folder / f"plan-{peer}.json"
-        settings = {"limit": self.config.time_limit, "device": self.config.device}
-        common.write_json(plan, {**settings, "folder": str(self.folder), "problems": problems})
+        settings: dict[str, Any] = {"limit": self.config.time_limit, "device": self.config.device}
+        settings |= {"folder": str(self.folder), "deadline": deadline}
+        common.write_json(plan, {**settings, "problems": problems})
         begun = 0
         while True:
             worker = Worker(peer, plan, begun, self.config.device)
@@ -233,16 +242,9 @@ class Bench:
             np.save(path, np.asarray(cloud, np.float32))
         return paths
 
-    def grid(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        sizes, dims = GRID[self.config.device]
-        return self.config.sizes or sizes, self.config.dims or dims
-
     def fixed_problems(self) -> Iterator[dict]:
         """Track A: standard normal clouds, the second shifted by one; epsilon is 0.1 d."""
-        shapes = FIXED[self.config.device]
-        if self.config.sizes or self.config.dims:
-            shapes = [(1, n, d) for n, d in itertools.product(*self.grid())]
-        for clouds, n, d in shapes:
+        for clouds, n, d in self.config.shapes or FIXED[self.config.device]:
             key = f"{clouds}x{n}-{d}" if clouds > 1 else f"{n}-{d}"
             files = []
             for number in range(SETS):
@@ -255,7 +257,8 @@ class Bench:
 
     def velocity_problems(self) -> Iterator[dict]:
         """Track B: clouds as in track C, epsilon a fraction of the mean cost."""
-        for n, d in itertools.product(*self.grid()):
+        sizes, dims = GRID[self.config.device]
+        for n, d in itertools.product(self.config.sizes or sizes, self.config.dims or dims):
             files, costs = [], []
             for number in range(SETS):
                 key = jax.random.fold_in(jax.random.key(self.config.seed), number)
@@ -298,9 +301,6 @@ class Bench:
                 "clouds_per_call": clouds if self.config.device == "gpu" else 1,
             }
             yield problem_of("C", f"{clouds}x{n}-{d}-{count}steps", (clouds, n, d), **given)
-
-
-ALL = "all"  # the problem of a peer that could not start
 
 
 def problem_of(track: str, key: str, shape: tuple[int, int, int], **given) -> dict:

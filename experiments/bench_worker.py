@@ -28,6 +28,8 @@ FAILED = 1e9  # the error of a velocity that is not finite; JSON has no infinity
 FAILED_ROW = 3  # exit status after a row that failed
 REFERENCE = "reference"  # the peer that judges
 WHOLE = "all clouds"
+LEAST = 10.0  # seconds for a row that begins just before the end
+BLOCK = 50  # iterations of the reference between two errors
 COMPILE = 60.0  # seconds that a row may compile on top of its limit
 LARGEST_TUNED = 64  # dimension above which one search for tiles is tried, within the row's time
 
@@ -60,7 +62,11 @@ def main(name: str, file: str, skip: int) -> None:
         key = {"track": problem["track"], "peer": name, "label": label, "problem": problem["key"]}
         # Others on the machine show in the load, which is 1 for each busy core.
         key = {**key, **about, "load_before": os.getloadavg()[0]}
-        say(begin=key, seconds=seconds)
+        left = float("inf") if plan["deadline"] is None else plan["deadline"] - time.time()
+        if left < 0:
+            say(row={**key, "not_run": "the benchmark's time was spent"})
+            continue
+        say(begin=key, seconds=min(seconds, max(left, LEAST)))
         try:
             peer.forget()
             before = peer.memory()
@@ -100,7 +106,9 @@ def rows(name: str, peer, plan: dict) -> Iterator[Row]:
         if isinstance(peer, Reference):
             yield "", problem, 60 * limit, functools.partial(peer.solve, problem)
         elif problem["track"] == "A":
-            for label, solve in peer.fixed(problem["passes"], problem["clouds"]).items():
+            for label, solve in peer.fixed(
+                problem["passes"], problem["clouds"], problem["n"]
+            ).items():
                 task = functools.partial(fixed, peer, solve, problem, limit)
                 yield label, problem, given, task
         elif problem["track"] == "B":
@@ -129,11 +137,14 @@ def timed(peer, call) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def repeat(peer, call: Callable[[int], Any], sets: int, seconds: float) -> dict:
-    """Median time of a call that is compiled already, over rotated input sets."""
+def repeat(peer, call: Callable[[int], Any], sets: int, seconds: float, limit: float) -> dict:
+    """Median time of a call that is compiled already, over rotated input sets.
+
+    As many calls as fit in ``seconds``, at least the fewest, if those take at most twice ``limit``.
+    """
     _, once = timed(peer, lambda: call(0))
     least = sum(bounds[0] for bounds in (WARM, TIMED))
-    if once * least > 2 * seconds:
+    if once * least > 2 * limit:
         raise NotRunError(f"one call takes {once:.3g} s, {least} calls too long")
     room = seconds / once
     warm, count = (
@@ -166,7 +177,7 @@ def fixed(peer, solve, problem, limit) -> dict:
     sets, epsilon = load(peer, problem), problem["epsilon"]
     (_, passes), first = timed(peer, lambda: solve(*sets[0], epsilon))
     passes = number(passes)
-    measured = repeat(peer, lambda i: solve(*sets[i], epsilon)[0], len(sets), limit)
+    measured = repeat(peer, lambda i: solve(*sets[i], epsilon)[0], len(sets), 0.4 * limit, limit)
     return {
         **measured,
         "first_call_seconds": first,
@@ -229,7 +240,8 @@ def sweep(peer, problem, limit) -> dict:
             return velocity(*sets[index], epsilon, knob)[0]
 
         try:
-            again = repeat(peer, solve, len(sets), 0.4 * limit / len(chosen))
+            share = 0.4 * limit / len(chosen)
+            again = repeat(peer, solve, len(sets), share, share)
         except NotRunError:
             # Too slow to repeat: what the sweep took, one call for each input set.
             again = {"seconds": trial["seconds"], "warm_ups": 0, "repetitions": len(sets)}
@@ -268,7 +280,7 @@ def attempt(peer, velocity, knob, sets, epsilon, references, room) -> dict | Non
 
 def affordable(peer, pair, epsilon, limit) -> int:
     """Iterations that fit in a quarter of the row's time: the cap on each solve of a sweep."""
-    solve = next(iter(peer.fixed(40, 1).values()))
+    solve = next(iter(peer.fixed(40, 1, len(pair[0])).values()))
     timed(peer, lambda: solve(*pair, epsilon))
     (_, passes), seconds = timed(peer, lambda: solve(*pair, epsilon))
     return int(min(max(limit / 4 * number(passes) / (2 * seconds), 100), 20_000))
@@ -424,42 +436,11 @@ def reference_velocity(x, y, epsilon: float, most: int = 100_000) -> tuple[np.nd
     1e-10, or when they are below 1e-6 and the images' relative changes, as a geometric series, will
     add up to less than 1e-7. The velocity's relative error is then of the marginals' order.
     """
-    import jax
     import jax.numpy as jnp
 
-    block, window = 50, 6  # iterations between errors, errors between relaxations
+    advance, advance_self, judge = reference_programs()
+    window = 6  # errors between two relaxations
     x, y = jnp.asarray(x, float), jnp.asarray(y, float)
-
-    def softmin(cost, g, epsilon, axis):
-        z = (jnp.expand_dims(g, 1 - axis) - cost) / epsilon
-        return -epsilon * (jax.nn.logsumexp(z, axis=axis) - jnp.log(cost.shape[axis]))
-
-    @jax.jit
-    def advance(cost, f, g, epsilon, relaxation):
-        def both(_, potentials):
-            f, g = potentials
-            f = f + relaxation * (softmin(cost, g, epsilon, 1) - f)
-            return f, g + relaxation * (softmin(cost, f, epsilon, 0) - g)
-
-        return jax.lax.fori_loop(0, block, both, (f, g))
-
-    @jax.jit
-    def advance_self(cost, f, _, epsilon, relaxation):
-        def average(_, f):
-            return f + 0.5 * (softmin(cost, f, epsilon, 1) - f)
-
-        f = jax.lax.fori_loop(0, block, average, f)
-        return f, f
-
-    @jax.jit
-    def judge(cost, f, g, epsilon, points):
-        """L1 errors of both marginals, larger one, and the images."""
-        errors = [
-            jnp.mean(jnp.abs(jnp.expm1((own - softmin(cost, other, epsilon, axis)) / epsilon)))
-            for own, other, axis in ((f, g, 1), (g, f, 0))
-        ]
-        plan = jax.nn.softmax((g[None] - cost) / epsilon, axis=1)
-        return jnp.maximum(*errors), plan @ points
 
     def images(points, advance, annealed):
         norms = [0.5 * jnp.sum(cloud**2, axis=1) for cloud in (x, points)]
@@ -474,7 +455,7 @@ def reference_velocity(x, y, epsilon: float, most: int = 100_000) -> tuple[np.nd
         error, image = judge(cost, f, g, epsilon, points)
         while True:
             f, g = advance(cost, f, g, epsilon, relaxation)
-            total += block
+            total += BLOCK
             past.append(float(error))
             previous, (error, image) = image, judge(cost, f, g, epsilon, points)
             change = float(jnp.linalg.norm(image - previous) / jnp.linalg.norm(image))
@@ -485,7 +466,7 @@ def reference_velocity(x, y, epsilon: float, most: int = 100_000) -> tuple[np.nd
                 break
             if annealed and len(past) == window:
                 # A new relaxation changes the error's scale: not from its first two blocks.
-                spectral = (float(error) / past[2]) ** (1 / ((window - 2) * block))
+                spectral = (float(error) / past[2]) ** (1 / ((window - 2) * BLOCK))
                 relaxation = best_relaxation(spectral, relaxation)
                 past = []
         return image, {"error": float(error), "iterations": total, "converged": converged}
@@ -494,6 +475,45 @@ def reference_velocity(x, y, epsilon: float, most: int = 100_000) -> tuple[np.nd
     towards_self, xx = images(x, advance_self, False)
     certificate = {"xy": xy, "xx": xx, "converged": xy["converged"] and xx["converged"]}
     return np.asarray(towards_target - towards_self), certificate
+
+
+@functools.cache
+def reference_programs() -> tuple[Callable, Callable, Callable]:
+    """BLOCK updates of two clouds, of a cloud and itself, and (marginal error, images)."""
+    import jax
+    import jax.numpy as jnp
+
+    def softmin(cost, g, epsilon, axis):
+        z = (jnp.expand_dims(g, 1 - axis) - cost) / epsilon
+        return -epsilon * (jax.nn.logsumexp(z, axis=axis) - jnp.log(cost.shape[axis]))
+
+    @jax.jit
+    def advance(cost, f, g, epsilon, relaxation):
+        def both(_, potentials):
+            f, g = potentials
+            f = f + relaxation * (softmin(cost, g, epsilon, 1) - f)
+            return f, g + relaxation * (softmin(cost, f, epsilon, 0) - g)
+
+        return jax.lax.fori_loop(0, BLOCK, both, (f, g))
+
+    @jax.jit
+    def advance_self(cost, f, _, epsilon, relaxation):
+        def average(_, f):
+            return f + 0.5 * (softmin(cost, f, epsilon, 1) - f)
+
+        f = jax.lax.fori_loop(0, BLOCK, average, f)
+        return f, f
+
+    @jax.jit
+    def judge(cost, f, g, epsilon, points):
+        errors = [
+            jnp.mean(jnp.abs(jnp.expm1((own - softmin(cost, other, epsilon, axis)) / epsilon)))
+            for own, other, axis in ((f, g, 1), (g, f, 0))
+        ]
+        plan = jax.nn.softmax((g[None] - cost) / epsilon, axis=1)
+        return jnp.maximum(*errors), plan @ points
+
+    return advance, advance_self, judge
 
 
 def best_relaxation(rate: float, relaxation: float) -> float:

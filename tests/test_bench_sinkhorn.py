@@ -92,6 +92,12 @@ def test_a_worker_that_dies_loses_the_row_it_was_on(tmp_path, monkeypatch):
     assert [row.get("not_run") for row in rows] == [None, "killed", None]
 
 
+def test_no_row_is_begun_after_the_budget(tmp_path):
+    config = dataclasses.replace(SMOKE, out=str(tmp_path), track=("A",), budget=1e-3)
+    record = bench_sinkhorn.main(dataclasses.replace(config, peers=("pot",)))
+    assert {row["not_run"] for row in record["rows"]} == {"the benchmark's time was spent"}
+
+
 def test_a_worker_that_hangs_is_stopped(tmp_path, monkeypatch):
     worker = bench_sinkhorn.Worker("ott", tmp_path / "plan", 0, "cpu")
     worker.command = ["sleep", "60"]
@@ -158,7 +164,7 @@ def test_peers_reach_the_reference(problem, name):
                 # Annealing alone converges slowly: the peer's, not the adapter's.
                 assert errors[1] < (2e-2 if name == "geomloss" else 2e-3), label
                 assert errors[1] < errors[0] and passes[1] > passes[0], label
-            for label, solve in peer.fixed(40, 1).items():
+            for label, solve in peer.fixed(40, 1, 48).items():
                 # Ours completes its annealing and its rounds of iterations, and says so.
                 count = bench_worker.number(solve(*clouds, epsilon)[1])
                 assert count == 40 or name == "sinkflow", label
