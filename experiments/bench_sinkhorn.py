@@ -490,6 +490,7 @@ def picture(rows):
                 points.setdefault((tolerance, d, row["peer"]), []).append((n, best["seconds"]))
     dims = sorted({d for _, d, _ in points})
     levels = sorted({tolerance for tolerance, _, _ in points}, key=float, reverse=True)
+    sizes = sorted({n for curve in points.values() for n, _ in curve})
     fig, axes = plotting.figure(len(dims), len(levels))
     for (i, tolerance), (j, d) in itertools.product(enumerate(levels), enumerate(dims)):
         axis, title = axes[i, j], f"d = {d}, relative error {tolerance}"
@@ -497,8 +498,12 @@ def picture(rows):
             curve = sorted(points.get((tolerance, d, peer), []))
             if curve:
                 axis.plot(*zip(*curve, strict=True), color=f"C{index}", marker=".", label=peer)
-        axis.set(xscale="log", yscale="log", xlabel="n", ylabel="seconds", title=title)
-        axis.legend(fontsize=6)
+        axis.set(xscale="log", yscale="log", xlabel="n", ylabel="seconds")
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks(sizes, [str(n) for n in sizes])
+        axis.xaxis.minorticks_off()
+        if axis.lines:
+            axis.legend(fontsize=6)
     return fig
 
 
