@@ -6,6 +6,7 @@ from sinkflow import costs as costs
 from sinkflow import data as data
 from sinkflow import epsilon as epsilon
 from sinkflow import flow as flow
+from sinkflow import general as general
 from sinkflow import interpolants as interpolants
 from sinkflow import metrics as metrics
 from sinkflow import models as models

@@ -339,26 +339,24 @@ def _certify(cost, state: _Scaling, epsilon, a, b, threshold, measure: bool) -> 
         error, mass = jnp.maximum(*errors), jnp.sum(a * sums)
     # Minus epsilon (mass - 1): the dual objective, second order in the marginal error.
     value = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * (mass - 1)
-    least = jnp.minimum(_entropy(a), _entropy(b))
-    entropy = jnp.clip(1 - jnp.sum(a * information) / jnp.where(least > 0, least, jnp.inf), 0, 1)
     k = min(a.shape[0], b.shape[0])
-    diagonal = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
-    densities = jnp.exp(kernel.log_density(diagonal, f[:k], g[:k], epsilon))
-    return SinkhornOutput(
-        f,
-        g,
-        value,
-        error,
-        state.num_iterations,
-        error <= threshold,
-        entropy,
-        jnp.sum(a * sums**2 / squares),
-        jnp.sum(a[:k] * b[:k] * densities),
-    )
+    row = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
+    diagonal = jnp.exp(kernel.log_density(row, f[:k], g[:k], epsilon))
+    qualities = describe(sums, information, squares, diagonal, a, b)
+    return SinkhornOutput(f, g, value, error, state.num_iterations, error <= threshold, *qualities)
 
 
-def _entropy(weights):
-    return -jnp.sum(jax.scipy.special.xlogy(weights, weights))
+def describe(sums, information, squares, diagonal, a, b) -> tuple[Scalar, Scalar, Scalar]:
+    """Entropy, neighbours and diagonal mass of a plan, see :class:`SinkhornOutput`.
+
+    From its density D with respect to a x b: over each row, with masses w_j = b_j D_ij, the
+    sums of w, w log D and w^2; and the diagonal of D.
+    """
+    least = jnp.minimum(*(-jnp.sum(jax.scipy.special.xlogy(w, w)) for w in (a, b)))
+    entropy = 1 - jnp.sum(a * information) / jnp.where(least > 0, least, jnp.inf)
+    k = diagonal.shape[0]
+    neighbours = jnp.sum(a * sums**2 / squares)
+    return jnp.clip(entropy, 0, 1), neighbours, jnp.sum(a[:k] * b[:k] * diagonal)
 
 
 def _relaxation(relaxation, error, previous):

@@ -16,7 +16,7 @@ LEVELS = [
     {"kernel", "assignment", "metrics", "scaling", "train"},
     {"gradients"},
     {"sinkhorn"},
-    {"divergence", "epsilon"},
+    {"divergence", "epsilon", "general"},
     {"flow"},
     {"pool", "sampling"},
     {"plotting"},
