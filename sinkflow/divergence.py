@@ -6,8 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs, kernel
-from sinkflow.sinkhorn import SinkhornOutput, check_problem, sinkhorn, sinkhorn_self
+from sinkflow.gradients import Problem
+from sinkflow.sinkhorn import (
+    SinkhornOutput,
+    check_problem,
+    sinkhorn,
+    sinkhorn_self,
+    solve,
+    solve_self,
+)
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
+
+OFF_DIAGONAL = 1e-5  # mass of a row, less than which moves no particle visibly in float32
 
 
 class Limits(TypedDict):
@@ -60,12 +70,18 @@ def barycentric_map(
       Peyre and Cuturi 2019, arXiv:1803.00567, remark 4.11; METHOD: T_xy.
     """
     weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
+    return _project(kernel.Cost(x, y, None), g, epsilon, weights)
+
+
+@jax.jit
+def _project(cost: kernel.Cost, g, epsilon, weights):
+    """Images of ``cost.x`` and their numbers of neighbours."""
 
     def row_fn(row):
         plan = jax.nn.softmax((g - row) / epsilon + jnp.log(weights))
-        return jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
+        return jnp.matmul(plan, cost.y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
 
-    return kernel.map_rows(row_fn, kernel.Cost(x, y, None))
+    return kernel.map_rows(row_fn, cost)
 
 
 def sinkhorn_velocity(
@@ -117,19 +133,20 @@ def sinkhorn_velocity(
     x, y, a, b = check_problem(x, y, epsilon, a, b)
     if self_cloud is not None:
         costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
+    costs.check_positive("threshold", threshold)
     # The difference of two images keeps its digits only near the origin.
     centre = jnp.mean(y, axis=0, keepdims=True)
     x, y = x - centre, y - centre
+    epsilon = jnp.asarray(epsilon, x.dtype)
     limits = Limits(threshold=threshold, max_iterations=max_iterations)
-    xy = sinkhorn(x, y, epsilon, a=a, b=b, g_init=xy_init, storage=storage, **limits)
+    towards_target, neighbours, xy = _images(Problem(x, y, epsilon, a, b), xy_init, limits, storage)
     if self_cloud is None:
-        self_cloud, weights = x, a
-        xx = sinkhorn_self(x, epsilon, a=a, f_init=xx_init, storage=storage, **limits)
+        towards_self, xx = _self_images(Problem(x, x, epsilon, a, a), xx_init, limits, storage)
     else:
-        self_cloud, weights = self_cloud - centre, None
-        xx = sinkhorn(x, self_cloud, epsilon, a=a, g_init=xx_init, storage=storage, **limits)
-    towards_target, neighbours = barycentric_map(x, y, xy.g, epsilon, b)
-    towards_self, _ = barycentric_map(x, self_cloud, xx.g, epsilon, weights)
+        other = jnp.asarray(self_cloud, x.dtype) - centre
+        masses = jnp.full(other.shape[0], 1 / other.shape[0], x.dtype)
+        problem = Problem(x, other, epsilon, a, masses)
+        towards_self, _, xx = _images(problem, xx_init, limits, storage)
     info = VelocityInfo(
         xy.converged & xx.converged,
         jnp.maximum(xy.marginal_error, xx.marginal_error),
@@ -138,6 +155,35 @@ def sinkhorn_velocity(
         xx,
     )
     return towards_target - towards_self, info
+
+
+def _images(problem: Problem, g_init, limits, storage):
+    """Where a solve sends x, on one cost matrix for the solve and the projection."""
+    x, y, epsilon, _, b = problem
+    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    cost = kernel.make_cost(x, y, storage)
+    out = solve(problem, cost, g_init, storage=storage, **limits)
+    images, neighbours = _project(cost, out.g, epsilon, b)
+    return images, neighbours, out
+
+
+def _self_images(problem: Problem, f_init, limits, storage):
+    """The same for a cloud and itself, which the identity plan leaves where it is."""
+    x, _, epsilon, a, _ = problem
+    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
+    cost = kernel.make_cost(x, x, storage)
+    out = solve_self(problem, cost, f_init, storage=storage, **limits)
+    return _self_project(cost, out.f, epsilon, a), out
+
+
+@jax.jit
+def _self_project(cost: kernel.Cost, f, epsilon, a):
+    diagonal = a * jnp.exp(2 * f / epsilon)  # of the plan's rows, which sum to 1
+    return jax.lax.cond(
+        jnp.all(diagonal > 1 - OFF_DIAGONAL),
+        lambda: cost.x,
+        lambda: _project(cost, f, epsilon, a)[0],
+    )
 
 
 def sinkhorn_divergence(

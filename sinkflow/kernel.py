@@ -4,6 +4,7 @@ Every quantity of a solve is a sum over one row (or column) of costs. How those 
 decided here, so that the solver, the barycentric map and the gradients read the same at any size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ def _device_memory() -> int:
     return statistics.get("bytes_limit", CPU_MEMORY)
 
 
+@functools.partial(jax.jit, static_argnames="storage")
 def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> Cost:
     """The half squared Euclidean cost, as a matrix unless ``storage`` is "chunks"."""
     empty = Cost(x, y, None)

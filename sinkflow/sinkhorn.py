@@ -11,6 +11,7 @@ from sinkflow import costs, gradients, kernel
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two checks
+ANNEALING_ROUND = 2  # the same, while epsilon is lowered
 ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the wanted one
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
@@ -99,8 +100,8 @@ def sinkhorn(
       g_init: potential of a nearby problem. It skips the annealing unless it turns
         out to be useless.
       threshold: stop when both L1 marginal errors [mass, total 1] are below it.
-      max_iterations: cap on iterations (one iteration updates f and g), rounded up to
-        a multiple of 5; the annealing, 5 iterations a factor of 4, is always completed.
+      max_iterations: cap on iterations (one iteration updates f and g), checked every
+        5; the annealing, 2 iterations a factor of 4, is always completed.
       gradient: derivative of ``value``. "envelope" takes the potentials as constants, which
         is exact at the solution; "implicit" corrects it to first order in what is
         left to converge, at the price of a linear solve; "unrolled" makes
@@ -137,17 +138,21 @@ def sinkhorn(
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
     costs.check_positive("threshold", threshold)
-    if g_init is not None and jnp.shape(g_init) != b.shape:
-        raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {b.shape}")
-    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
     problem = gradients.Problem(x, y, jnp.asarray(epsilon, x.dtype), a, b)
+    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
     if count := _iterations_to_unroll(gradient, max_iterations):
         f, g = gradients.unrolled(problem, count, storage)
         return _measure(f, g, problem, threshold, count, storage)
-    fixed = jax.lax.stop_gradient((problem, g_init))
-    out = _sinkhorn(*fixed[0], fixed[1], threshold, max_iterations, storage)
-    f, g = gradients.potentials((out.f, out.g), problem, storage)
-    return _differentiable(out, f, g, problem, gradient, storage)
+    cost = kernel.make_cost(x, y, storage)
+    return solve(
+        problem,
+        cost,
+        g_init,
+        threshold=threshold,
+        max_iterations=max_iterations,
+        gradient=gradient,
+        storage=storage,
+    )
 
 
 def sinkhorn_self(
@@ -178,14 +183,56 @@ def sinkhorn_self(
     """
     x, _, a, _ = check_problem(x, x, epsilon, a, a)
     costs.check_positive("threshold", threshold)
-    if f_init is not None and jnp.shape(f_init) != a.shape:
-        raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {a.shape}")
-    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
     problem = gradients.Problem(x, x, jnp.asarray(epsilon, x.dtype), a, a)
+    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
     if count := _iterations_to_unroll(gradient, max_iterations):
         f, g = gradients.unrolled_self(problem, count, SELF_RELAXATION, storage)
         return _measure(f, g, problem, threshold, count, storage)
-    fixed = jax.lax.stop_gradient((x, problem.epsilon, a, f_init))
+    cost = kernel.make_cost(x, x, storage)
+    return solve_self(
+        problem,
+        cost,
+        f_init,
+        threshold=threshold,
+        max_iterations=max_iterations,
+        gradient=gradient,
+        storage=storage,
+    )
+
+
+def solve(
+    problem: gradients.Problem,
+    cost: kernel.Cost,
+    g_init: Float[Array, "m"] | None,
+    *,
+    threshold: ScalarLike,
+    max_iterations: ScalarLike,
+    gradient: str = "envelope",
+    storage: str,
+) -> SinkhornOutput:
+    """:func:`sinkhorn` for checked arguments and costs that the caller has and goes on using."""
+    if g_init is not None and jnp.shape(g_init) != problem.b.shape:
+        raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {problem.b.shape}")
+    fixed = jax.lax.stop_gradient((cost, *problem[2:], g_init))
+    out = _sinkhorn(*fixed, threshold, max_iterations, storage)
+    f, g = gradients.potentials((out.f, out.g), problem, storage)
+    return _differentiable(out, f, g, problem, gradient, storage)
+
+
+def solve_self(
+    problem: gradients.Problem,
+    cost: kernel.Cost,
+    f_init: Float[Array, "n"] | None,
+    *,
+    threshold: ScalarLike,
+    max_iterations: ScalarLike,
+    gradient: str = "envelope",
+    storage: str,
+) -> SinkhornOutput:
+    """The same for :func:`sinkhorn_self`."""
+    if f_init is not None and jnp.shape(f_init) != problem.a.shape:
+        raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {problem.a.shape}")
+    fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
     out = _sinkhorn_self(*fixed, threshold, max_iterations, storage)
     f = gradients.self_potential(out.f, problem, storage)
     return _differentiable(out, f, f, problem, gradient, storage)
@@ -223,17 +270,17 @@ def _differentiable(out, f, g, problem, gradient, storage) -> SinkhornOutput:
 
 
 @functools.partial(jax.jit, static_argnames="storage")
-def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    cost = kernel.make_cost(x, y, storage)
-    epsilon = _positive(jnp.asarray(epsilon, x.dtype))
-    largest = _cost_bound(x, y)
+def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
+    epsilon = _positive(epsilon)
+    largest = _cost_bound(cost.x, cost.y)
     finite = jnp.isfinite(largest)
-    start = jnp.where(finite, jnp.maximum(largest, epsilon), epsilon)
+    # The density of zero potentials at this epsilon lies between exp(-4) and 1.
+    start = jnp.where(finite, jnp.maximum(ANNEALING * largest, epsilon), epsilon)
     # Clouds that are not finite get NaN potentials, and the first round is then the last.
     f, g = jnp.where(finite, jnp.zeros_like(a), jnp.nan), jnp.zeros_like(b)
     initial = _Scaling.at(f, g, start, jnp.inf)
     if g_init is not None:
-        g_init = jnp.asarray(g_init, x.dtype)
+        g_init = jnp.asarray(g_init, b.dtype)
         warm = _Scaling.at(kernel.softmin(cost, g_init, epsilon, b), g_init, epsilon, 0.0)
         _, columns = kernel.density(cost, warm.f, warm.g, epsilon, storage)
         warm = warm._replace(error=jnp.sum(b * jnp.abs(columns(a) - 1)))
@@ -241,31 +288,37 @@ def _sinkhorn(x, y, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         # beyond the costs they underflow the density, and the solve never recovers.
         initial = _choose(warm.error < STALE, warm, initial)
 
-    def scale(state):
-        relaxation = jnp.where(state.epsilon > epsilon, 1.0, state.relaxation)
+    def scale(state, count):
+        """``count`` iterations on one density, and the marginals they leave."""
         rows, columns = kernel.density(cost, state.f, state.g, state.epsilon, storage)
-
-        def iteration(_, scalings):
-            u, v, _ = scalings
-            u, _ = _rescale(u, rows(b * v), relaxation)
-            return u, *_rescale(v, columns(a * u), relaxation)
-
-        ones = jnp.ones_like(state.f), jnp.ones_like(state.g), jnp.ones_like(state.g)
-        u, v, column_sums = jax.lax.fori_loop(0, ROUND, iteration, ones, unroll=True)
-        row_sums = u * rows(b * v)
-        column_error = jnp.sum(b * jnp.abs(column_sums - 1))
-        error = jnp.maximum(jnp.sum(a * jnp.abs(row_sums - 1)), column_error)
+        u, v, column_sums = jnp.ones_like(a), jnp.ones_like(b), jnp.ones_like(b)
+        for _ in range(count):  # a straight-line program: a GPU runs it as one graph
+            u, _ = _rescale(u, rows(b * v), state.relaxation)
+            v, column_sums = _rescale(v, columns(a * u), state.relaxation)
         f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
-        return f, g, relaxation, jnp.sum(a * row_sums), error
+        state = state._replace(f=f, g=g, num_iterations=state.num_iterations + count)
+        return state, lambda: (u * rows(b * v), column_sums)
 
-    state = _iterate(scale, initial, epsilon, threshold, max_iterations)
+    def anneal(state):
+        state, _ = scale(state, ANNEALING_ROUND)
+        return state._replace(epsilon=jnp.maximum(ANNEALING * state.epsilon, epsilon))
+
+    def advance(state):
+        state, marginals = scale(state, ROUND)
+        row_sums, column_sums = marginals()
+        errors = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
+        error = jnp.maximum(*errors)
+        relaxation = _relaxation(state.relaxation, error, state.error)
+        return state._replace(relaxation=relaxation, mass=jnp.sum(a * row_sums), error=error)
+
+    initial = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
+    state = _iterate(advance, initial, threshold, max_iterations)
     return _certify(cost, state, epsilon, a, b, threshold, measure=storage == "half")
 
 
 @functools.partial(jax.jit, static_argnames="storage")
-def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    cost = kernel.make_cost(x, x, storage)
-    epsilon = _positive(jnp.asarray(epsilon, x.dtype))
+def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
+    epsilon = _positive(epsilon)
 
     def measured(f):
         rows, _ = kernel.density(cost, f, f, epsilon, storage)
@@ -275,22 +328,21 @@ def _sinkhorn_self(x, epsilon, a, f_init, threshold, max_iterations, storage) ->
 
     initial = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
     if f_init is not None:
-        warm = measured(jnp.asarray(f_init, x.dtype))
+        warm = measured(jnp.asarray(f_init, a.dtype))
         initial = _choose(warm.error < initial.error, warm, initial)
 
-    def scale(state):
+    def advance(state):
         rows, _ = kernel.density(cost, state.f, state.f, epsilon, storage)
-
-        def iteration(_, u):
-            return _rescale(u, rows(a * u), SELF_RELAXATION)[0]
-
-        u = jax.lax.fori_loop(0, ROUND, iteration, jnp.ones_like(state.f), unroll=True)
+        u = jnp.ones_like(a)
+        for _ in range(ROUND):
+            u, _ = _rescale(u, rows(a * u), SELF_RELAXATION)
         row_sums = u * rows(a * u)
         f = state.f + epsilon * jnp.log(u)
-        error = jnp.sum(a * jnp.abs(row_sums - 1))
-        return f, f, jnp.ones_like(epsilon), jnp.sum(a * row_sums), error
+        error, mass = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(a * row_sums)
+        iterations = state.num_iterations + ROUND
+        return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
 
-    state = _iterate(scale, initial, epsilon, threshold, max_iterations)
+    state = _iterate(advance, initial, threshold, max_iterations)
     return _certify(cost, state, epsilon, a, a, threshold, measure=storage == "half")
 
 
@@ -298,22 +350,12 @@ def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
     return jax.tree.map(lambda *leaves: jnp.where(condition, *leaves), one, other)
 
 
-def _iterate(scale: Callable, initial: _Scaling, epsilon, threshold, max_iterations) -> _Scaling:
-    """Repeats ``scale`` while epsilon falls to its final value, then until the error is met."""
-
-    def advance(state):
-        f, g, relaxation, mass, error = scale(state)
-        final = ~(state.epsilon > epsilon)  # also for NaN, which ends the solve
-        error = jnp.where(final, error, jnp.inf)
-        relaxation = _relaxation(relaxation, error, state.error)
-        lowered = jnp.maximum(state.epsilon * ANNEALING, epsilon)
-        iterations = state.num_iterations + ROUND
-        return _Scaling(f, g, lowered, relaxation, mass, error, iterations)
+def _iterate(advance: Callable, initial: _Scaling, threshold, max_iterations) -> _Scaling:
+    """Rounds until the error is met, the cap is, or NaN: at least one if the error is unknown."""
 
     def unfinished(state):
-        # Annealing is always completed: before its end there is no error to certify.
-        annealing = jnp.isinf(state.error)
-        return (state.error > threshold) & (annealing | (state.num_iterations < max_iterations))
+        unknown = jnp.isinf(state.error)
+        return (state.error > threshold) & (unknown | (state.num_iterations < max_iterations))
 
     return jax.lax.while_loop(unfinished, advance, initial)
 

@@ -83,7 +83,7 @@ def test_warm_starts_follow_small_steps_in_few_iterations(key):
     x, y = clouds(key)
     _, _, info = flow.run(x, y, 0.1, jnp.full(STEPS, 0.02))
     assert info.converged.all()
-    assert (info.num_iterations[1:] < 0.5 * info.num_iterations[0]).all()
+    assert (info.num_iterations[1:] < 0.6 * info.num_iterations[0]).all()
 
 
 def test_unconverged_solves_are_visible(key):
