@@ -30,7 +30,6 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from experiments import bench_worker, common
 from experiments.bench_worker import REFERENCE
@@ -507,14 +506,5 @@ def picture(rows):
     return fig
 
 
-def settings() -> Config:
-    """From the command line; ``--smoke`` starts from its own values."""
-    smoke = "--smoke" in sys.argv[1:]
-    default = Config(**Config.SMOKE, smoke=True) if smoke else Config()
-    about = common.header(__doc__)
-    return tyro.cli(Config, default=default, description=about, prog=common.program())
-
-
 if __name__ == "__main__":
-    with common.clear_errors():
-        main(settings())
+    common.run_driver(main, Config, __doc__)

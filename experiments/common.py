@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from sinkflow import checkpoint, flow, models, ode, parallel, pool, sampling, train
 
-Config = TypeVar("Config", bound="FlowConfig")
 COMPILE_EVENT = "/jax/core/compile/"
 PACKAGES = ("sinkflow", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "POT", "numpy")
 
@@ -126,7 +125,7 @@ class Field(NamedTuple):
     horizon: float
 
 
-def cli(config_class: type[Config], description: str | None) -> Config:
+def cli(config_class: Any, description: str | None) -> Any:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
@@ -157,7 +156,7 @@ def clear_errors():
         sys.exit(f"error: {error} (SINKFLOW_TRACEBACK=1 shows where)")
 
 
-def run_driver(main: Callable[[Config], Any], config_class: type[Config], doc: str | None) -> None:
+def run_driver(main: Callable[[Any], Any], config_class: type, doc: str | None) -> None:
     """Parses the command line and runs a driver."""
     with clear_errors():
         main(cli(config_class, doc))
@@ -178,11 +177,13 @@ def require_finite(name: str, values: Any) -> None:
 class Run:
     """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
 
+    ``config`` is a dataclass with ``folder()`` and ``SELECTION``, like :class:`FlowConfig`.
+
     Raises:
       ValueError: the folder cannot be written, or belongs to a run with another config.
     """
 
-    def __init__(self, config: FlowConfig):
+    def __init__(self, config: Any):
         self.config = dataclasses.asdict(config)
         driver = type(config).__module__.rpartition(".")[2]
         driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
@@ -477,17 +478,19 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def commit() -> str:
-    """The checkout's commit, marked when files differ from it.
+    """The checkout's commit, marked when files differ from it, or "unknown" outside one.
 
-    Outside a checkout what SINKFLOW_COMMIT says, or "unknown".
+    SINKFLOW_COMMIT goes before it: a copy of the files knows its commit from nowhere else.
     """
+    if "SINKFLOW_COMMIT" in os.environ:
+        return os.environ["SINKFLOW_COMMIT"]
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(
             [*command, "--abbrev=12", "--exclude=*"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SINKFLOW_COMMIT", "unknown")
+        return "unknown"
     return done.stdout.strip()
 
 

@@ -101,12 +101,21 @@ class Sinkflow(JaxPeer):
     def fixed(self, passes, clouds, n):
         import sinkflow
 
-        def solve(x, y, epsilon):
+        def solve(x, y, epsilon, storage):
             # Annealing counts: it is part of these iterations, not on top of them.
-            out = sinkflow.sinkhorn(x, y, epsilon, threshold=TINY, max_iterations=passes // 2)
+            limits = {"threshold": TINY, "max_iterations": passes // 2, "storage": storage}
+            out = sinkflow.sinkhorn(x, y, epsilon, **limits)
             return (out.f, out.g), 2 * out.num_iterations
 
-        return {"annealed": self._jit(solve, clouds)}
+        return {
+            f"annealed{label}": self._jit(functools.partial(solve, storage=storage), clouds)
+            for label, storage in self.storages().items()
+        }
+
+    def storages(self) -> dict[str, str]:
+        """Labels of the ways to store densities; float16 is for what reads it fast."""
+        ways = {"": "full"}
+        return ways if "cpu" in self.device() else {**ways, ", stored in float16": "half"}
 
     def _jit(self, solve, clouds):
         return self.jax.jit(solve if clouds == 1 else self.jax.vmap(solve, (0, 0, None)))
@@ -114,13 +123,17 @@ class Sinkflow(JaxPeer):
     def velocities(self, ratio, most):
         import sinkflow
 
-        def velocity(x, y, epsilon, threshold):
-            v, info = sinkflow.sinkhorn_velocity(
-                x, y, epsilon, threshold=threshold, max_iterations=most
-            )
+        def velocity(x, y, epsilon, threshold, storage):
+            limits = {"threshold": threshold, "max_iterations": most, "storage": storage}
+            v, info = sinkflow.sinkhorn_velocity(x, y, epsilon, **limits)
             return v, 2 * info.xy.num_iterations + info.xx.num_iterations
 
-        return {"threshold": Sweep(THRESHOLDS, self.jax.jit(velocity))}
+        return {
+            f"threshold{label}": Sweep(
+                THRESHOLDS, self.jax.jit(functools.partial(velocity, storage=storage))
+            )
+            for label, storage in self.storages().items()
+        }
 
 
 class Ott(JaxPeer):

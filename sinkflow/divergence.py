@@ -21,10 +21,11 @@ OFF_DIAGONAL = 1e-5  # mass of a row, less than which moves no particle visibly 
 
 
 class Limits(TypedDict):
-    """When a solve stops: the keywords that every solve takes."""
+    """When a solve stops and what it stores: the keywords that every solve takes."""
 
     threshold: ScalarLike
     max_iterations: ScalarLike
+    storage: str
 
 
 class VelocityInfo(NamedTuple):
@@ -138,15 +139,15 @@ def sinkhorn_velocity(
     centre = jnp.mean(y, axis=0, keepdims=True)
     x, y = x - centre, y - centre
     epsilon = jnp.asarray(epsilon, x.dtype)
-    limits = Limits(threshold=threshold, max_iterations=max_iterations)
-    towards_target, neighbours, xy = _images(Problem(x, y, epsilon, a, b), xy_init, limits, storage)
+    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
+    towards_target, neighbours, xy = _images(Problem(x, y, epsilon, a, b), xy_init, limits)
     if self_cloud is None:
-        towards_self, xx = _self_images(Problem(x, x, epsilon, a, a), xx_init, limits, storage)
+        towards_self, xx = _self_images(Problem(x, x, epsilon, a, a), xx_init, limits)
     else:
         other = jnp.asarray(self_cloud, x.dtype) - centre
         masses = jnp.full(other.shape[0], 1 / other.shape[0], x.dtype)
         problem = Problem(x, other, epsilon, a, masses)
-        towards_self, _, xx = _images(problem, xx_init, limits, storage)
+        towards_self, _, xx = _images(problem, xx_init, limits)
     info = VelocityInfo(
         xy.converged & xx.converged,
         jnp.maximum(xy.marginal_error, xx.marginal_error),
@@ -157,22 +158,22 @@ def sinkhorn_velocity(
     return towards_target - towards_self, info
 
 
-def _images(problem: Problem, g_init, limits, storage):
+def _images(problem: Problem, g_init, limits):
     """Where a solve sends x, on one cost matrix for the solve and the projection."""
     x, y, epsilon, _, b = problem
-    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    storage = kernel.storage_for(limits["storage"], x.shape[0], y.shape[0], x.dtype)
     cost = kernel.make_cost(x, y, storage)
-    out = solve(problem, cost, g_init, storage=storage, **limits)
+    out = solve(problem, cost, g_init, **{**limits, "storage": storage})
     images, neighbours = _project(cost, out.g, epsilon, b)
     return images, neighbours, out
 
 
-def _self_images(problem: Problem, f_init, limits, storage):
+def _self_images(problem: Problem, f_init, limits):
     """The same for a cloud and itself, which the identity plan leaves where it is."""
     x, _, epsilon, a, _ = problem
-    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
+    storage = kernel.storage_for(limits["storage"], x.shape[0], x.shape[0], x.dtype)
     cost = kernel.make_cost(x, x, storage)
-    out = solve_self(problem, cost, f_init, storage=storage, **limits)
+    out = solve_self(problem, cost, f_init, **{**limits, "storage": storage})
     return _self_project(cost, out.f, epsilon, a), out
 
 
@@ -197,6 +198,7 @@ def sinkhorn_divergence(
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
     gradient: str = "envelope",
+    storage: str = "auto",
 ) -> tuple[Scalar, Bool[Array, ""]]:
     r"""Sinkhorn divergence: entropic cost without its bias, zero when the clouds agree.
 
@@ -215,7 +217,7 @@ def sinkhorn_divergence(
       Genevay, Peyre, Cuturi 2018, arXiv:1706.00292; Feydy et al. 2019, arXiv:1810.08278.
     """
     x, y, a, b = check_problem(x, y, epsilon, a, b)
-    limits = Limits(threshold=threshold, max_iterations=max_iterations)
+    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
     xy = sinkhorn(x, y, epsilon, a=a, b=b, gradient=gradient, **limits)
     if self_cloud is None:
         xx = sinkhorn_self(x, epsilon, a=a, gradient=gradient, **limits)

@@ -62,6 +62,7 @@ def step(
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
     independent_self: bool = False,
+    storage: str = "auto",
 ) -> tuple[FlowState, FlowInfo]:
     """One Euler step x + step_size v(x) of the empirical Sinkhorn flow towards ``y``.
 
@@ -74,6 +75,7 @@ def step(
       max_iterations: cap on each solve's iterations.
       independent_self: flow two clouds, the halves of ``x`` towards those of ``y``, each the
         self reference of the other: unbiased in high dimension (arXiv:2605.11755).
+      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
 
     Raises:
       ValueError: an odd number of particles or targets with ``independent_self``.
@@ -81,7 +83,7 @@ def step(
     Source:
       arXiv:2401.14069, algorithm 1, inner loop.
     """
-    limits = Limits(threshold=threshold, max_iterations=max_iterations)
+    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
     if independent_self:
         velocity, info = _halves_velocity(state, y, epsilon, limits)
     else:
@@ -149,6 +151,7 @@ def run(
     threshold: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 5_000,
     independent_self: bool = False,
+    storage: str = "auto",
 ) -> tuple[FlowState, Trajectory, FlowInfo]:
     """The whole flow as one program, potentials warm-started from step to step.
 
@@ -160,6 +163,7 @@ def run(
       threshold: L1 marginal error [mass, total 1] of each solve.
       max_iterations: cap on each solve's iterations.
       independent_self: see :func:`step`. Static.
+      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`. Static.
 
     Returns:
       The last state, the :class:`Trajectory` of the states that velocities were taken
@@ -169,17 +173,18 @@ def run(
       ValueError: wrong shapes; outside a trace also epsilon <= 0.
     """
     x, y, *_ = check_problem(x, y, epsilon, None, None)
-    return _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self)
+    return _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage)
 
 
-@functools.partial(jax.jit, static_argnames="independent_self")
-def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self):
+@functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
+def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage):
     advance = functools.partial(
         step,
         epsilon=epsilon,
         threshold=threshold,
         max_iterations=max_iterations,
         independent_self=independent_self,
+        storage=storage,
     )
 
     def body(state, step_size):

@@ -79,14 +79,16 @@ def map_rows(row_fn: Callable, cost: Cost, *leaves: Array) -> Any:
     matrix = cost.matrix
     if matrix is None and n * m <= CHUNK:
         matrix = costs.squared_euclidean(cost.x, cost.y)
-    if matrix is not None:
+    if matrix is not None and n * m <= CHUNK:
         return jax.vmap(row_fn)(matrix, *leaves)
 
     def one(item):
-        point, *rest = item
-        return row_fn(costs.squared_euclidean(point[None], cost.y)[0], *rest)
+        row, *rest = item
+        row = costs.squared_euclidean(row[None], cost.y)[0] if matrix is None else row
+        return row_fn(row, *rest)
 
-    return jax.lax.map(one, (cost.x, *leaves), batch_size=max(1, CHUNK // m))
+    rows = cost.x if matrix is None else matrix
+    return jax.lax.map(one, (rows, *leaves), batch_size=max(1, CHUNK // m))
 
 
 def log_density(row, f_i, g, epsilon):

@@ -59,6 +59,7 @@ def build(
     threshold: ScalarLike = 1e-3,
     max_iterations: int = 5_000,
     independent_self: bool = False,
+    storage: str = "auto",
     allow_unconverged: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[Pool, PoolInfo]:
@@ -78,6 +79,7 @@ def build(
       threshold: L1 marginal error [mass, total 1] of each solve.
       max_iterations: cap on each solve's iterations.
       independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
+      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
       allow_unconverged: keep the pool even if some solves did not converge.
       progress: wraps the iteration over calls, for a progress bar.
 
@@ -112,7 +114,7 @@ def build(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         x, y = draw(jax.vmap(jax.random.split)(keys))
         trajectory, info = _simulate(
-            x, y, epsilon, step_sizes, threshold, max_iterations, independent_self
+            x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
         )
         pools.append(_from_trajectories(trajectory, step_sizes, time))
         infos.append(info)
@@ -127,8 +129,8 @@ def build(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
 
 
-@functools.partial(jax.jit, static_argnames="independent_self")
-def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self):
+@functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
+def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage):
     def simulate(x, y):
         _, trajectory, info = flow.run(
             x,
@@ -138,6 +140,7 @@ def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_
             threshold=threshold,
             max_iterations=max_iterations,
             independent_self=independent_self,
+            storage=storage,
         )
         return trajectory, info[1:]
 

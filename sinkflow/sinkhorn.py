@@ -15,6 +15,7 @@ ANNEALING_ROUND = 2  # the same, while epsilon is lowered
 ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the wanted one
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
+HALF_ROUNDING = 2.5e-4  # marginal error of a matching from rounding its density to float16
 STALE = 0.5  # marginal error above which potentials are no use as a warm start
 # Density times both scalings stays finite in float32, also where there is no mass. A potential
 # that must move further than 23 epsilon does so over several rounds.
@@ -271,7 +272,7 @@ def _differentiable(out, f, g, problem, gradient, storage) -> SinkhornOutput:
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    epsilon = _positive(epsilon)
+    epsilon, goal = _positive(epsilon), _goal(threshold, storage)
     largest = _cost_bound(cost.x, cost.y)
     finite = jnp.isfinite(largest)
     # The density of zero potentials at this epsilon lies between exp(-4) and 1.
@@ -312,13 +313,13 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         return state._replace(relaxation=relaxation, mass=jnp.sum(a * row_sums), error=error)
 
     initial = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
-    state = _iterate(advance, initial, threshold, max_iterations)
+    state = _iterate(advance, initial, goal, max_iterations)
     return _certify(cost, state, epsilon, a, b, threshold, measure=storage == "half")
 
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    epsilon = _positive(epsilon)
+    epsilon, goal = _positive(epsilon), _goal(threshold, storage)
 
     def measured(f):
         rows, _ = kernel.density(cost, f, f, epsilon, storage)
@@ -342,7 +343,7 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
         iterations = state.num_iterations + ROUND
         return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
 
-    state = _iterate(advance, initial, threshold, max_iterations)
+    state = _iterate(advance, initial, goal, max_iterations)
     return _certify(cost, state, epsilon, a, a, threshold, measure=storage == "half")
 
 
@@ -350,12 +351,19 @@ def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
     return jax.tree.map(lambda *leaves: jnp.where(condition, *leaves), one, other)
 
 
-def _iterate(advance: Callable, initial: _Scaling, threshold, max_iterations) -> _Scaling:
+def _goal(threshold, storage):
+    """The error to iterate to: less than wanted, where rounding hides some of it."""
+    if storage != "half":
+        return threshold
+    return jnp.maximum(threshold - HALF_ROUNDING, 0.5 * threshold)
+
+
+def _iterate(advance: Callable, initial: _Scaling, goal, max_iterations) -> _Scaling:
     """Rounds until the error is met, the cap is, or NaN: at least one if the error is unknown."""
 
     def unfinished(state):
         unknown = jnp.isinf(state.error)
-        return (state.error > threshold) & (unknown | (state.num_iterations < max_iterations))
+        return (state.error > goal) & (unknown | (state.num_iterations < max_iterations))
 
     return jax.lax.while_loop(unfinished, advance, initial)
 

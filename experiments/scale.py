@@ -1,0 +1,98 @@
+"""One Sinkhorn velocity of very many particles on one device, with its certificate.
+
+Command:  python -m experiments.scale                                    (a million points, a GPU)
+          python -m experiments.scale --num-particles 100000 --dim 784
+          python -m experiments.scale --num-particles 20000                (a CPU, half a minute)
+Runtime:  see experiments/results/scale-*.json.
+Expected: result.json with the time, compilation apart, and the certificates of both solves.
+Source:   the clouds are those of experiments.bench_sinkhorn, track B.
+"""
+
+import dataclasses
+import pathlib
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from experiments import bench_worker, common
+from sinkflow import epsilon, sinkhorn_velocity
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How many points, and how sharp a plan."""
+
+    num_particles: int = 1_000_000
+    """Points of each cloud."""
+    dim: int = 2
+    """2: eight Gaussians to moons. Else: a normal cloud to ten clusters in a cube."""
+    ratio: float = 0.02
+    """Epsilon over the mean cost."""
+    threshold: float = 1e-3
+    """L1 marginal error [mass, total 1] of each solve."""
+    storage: str = "auto"
+    """What solves keep on the device: full, half, chunks, or auto, the first that fits."""
+    seed: int = 0
+    """Everything random follows from it."""
+    out: str = ""
+    """Output folder; by default one under runs/, named after the sizes."""
+    smoke: bool = False
+    """Shrink the run to seconds; its numbers then mean nothing."""
+
+    SMOKE: ClassVar[dict] = {"num_particles": 500}
+    SELECTION: ClassVar[tuple[str, ...]] = ()
+
+    def folder(self):
+        """``out``, or runs/scale-N-D."""
+        name = f"runs/scale-{self.num_particles}-{self.dim}{'-smoke' if self.smoke else ''}"
+        return pathlib.Path(self.out or name)
+
+
+def main(config: Config) -> dict:
+    """Solves once, and writes down how long it took and what the certificates say."""
+    common.check_positive_counts(num_particles=config.num_particles, dim=config.dim)
+    run = common.Run(config)
+    key_x, key_y = jax.random.split(jax.random.key(config.seed))
+    source, target = bench_worker.samplers(config.dim)
+    x, y = source(key_x, config.num_particles), target(key_y, config.num_particles)
+    regularisation = config.ratio * epsilon.mean_cost(x, y)
+
+    print(f"{config.num_particles} points each, d {config.dim}, on {jax.devices()[0].device_kind}")
+    with run.timed("velocity"):
+        velocity, info = jax.block_until_ready(
+            sinkhorn_velocity(
+                x, y, regularisation, threshold=config.threshold, storage=config.storage
+            )
+        )
+    common.require_finite("velocity", velocity)
+    solves = {"cloud to target": info.xy, "cloud to itself": info.xx}
+    fields = ("marginal_error", "num_iterations", "converged", "entropy", "neighbours")
+    memory = jax.devices()[0].memory_stats() or {}
+    result = run.finish(
+        seconds=run.times["velocity"],
+        epsilon=float(regularisation),
+        mean_speed=float(np.mean(np.linalg.norm(np.asarray(velocity), axis=1))),
+        peak_bytes=memory.get("peak_bytes_in_use"),
+        **{
+            name: {field: getattr(out, field).item() for field in (*fields, "diagonal_mass")}
+            for name, out in solves.items()
+        },
+    )
+    print(f"{result['seconds']:.2f} s, compilation apart; {solves_text(result)}")
+    return result
+
+
+def solves_text(result: dict) -> str:
+    """The certificates in a line."""
+    return "; ".join(
+        f"{name}: {values['num_iterations']} iterations, marginal error "
+        f"{values['marginal_error']:.1e}, {'' if values['converged'] else 'NOT '}converged, "
+        f"{values['neighbours']:.3g} neighbours"
+        for name, values in result.items()
+        if name.startswith("cloud to")
+    )
+
+
+if __name__ == "__main__":
+    common.run_driver(main, Config, __doc__)
