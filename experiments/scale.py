@@ -3,13 +3,14 @@
 Command:  python -m experiments.scale                                    (a million points, a GPU)
           python -m experiments.scale --num-particles 100000 --dim 784
           python -m experiments.scale --num-particles 20000                (a CPU, half a minute)
-Runtime:  see experiments/results/scale-*.json.
+Runtime:  half a minute of compilation; not yet measured at a million points.
 Expected: result.json with the time, compilation apart, and the certificates of both solves.
 Source:   the clouds are those of experiments.bench_sinkhorn, track B.
 """
 
 import dataclasses
 import pathlib
+import time
 from typing import ClassVar
 
 import jax
@@ -50,7 +51,7 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    """Solves once, and writes down how long it took and what the certificates say."""
+    """Solves, and writes down how long it took and what the certificates say."""
     common.check_positive_counts(num_particles=config.num_particles, dim=config.dim)
     run = common.Run(config)
     key_x, key_y = jax.random.split(jax.random.key(config.seed))
@@ -59,18 +60,25 @@ def main(config: Config) -> dict:
     regularisation = config.ratio * epsilon.mean_cost(x, y)
 
     print(f"{config.num_particles} points each, d {config.dim}, on {jax.devices()[0].device_kind}")
-    with run.timed("velocity"):
-        velocity, info = jax.block_until_ready(
-            sinkhorn_velocity(
-                x, y, regularisation, threshold=config.threshold, storage=config.storage
-            )
+
+    def solve(threshold):
+        begin = time.perf_counter()
+        velocity, info = sinkhorn_velocity(
+            x, y, regularisation, threshold=threshold, storage=config.storage
         )
+        return *jax.block_until_ready((velocity, info)), time.perf_counter() - begin
+
+    # No L1 error is above 2: this call compiles, anneals and stops.
+    *_, first = solve(3.0)
+    print(f"{first:.1f} s to compile and to anneal once", flush=True)
+    velocity, info, seconds = solve(config.threshold)
     common.require_finite("velocity", velocity)
     solves = {"cloud to target": info.xy, "cloud to itself": info.xx}
     fields = ("marginal_error", "num_iterations", "converged", "entropy", "neighbours")
     memory = jax.devices()[0].memory_stats() or {}
     result = run.finish(
-        seconds=run.times["velocity"],
+        seconds=seconds,
+        first_call_seconds=first,
         epsilon=float(regularisation),
         mean_speed=float(np.mean(np.linalg.norm(np.asarray(velocity), axis=1))),
         peak_bytes=memory.get("peak_bytes_in_use"),
@@ -79,7 +87,7 @@ def main(config: Config) -> dict:
             for name, out in solves.items()
         },
     )
-    print(f"{result['seconds']:.2f} s, compilation apart; {solves_text(result)}")
+    print(f"{seconds:.2f} s; {solves_text(result)}")
     return result
 
 
