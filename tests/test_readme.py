@@ -48,8 +48,22 @@ def test_digits_rows_are_the_records():
         assert row(name, [f"{values[column]:.3f}" for column in columns]) in README, name
 
 
+def test_speed_rows_are_the_records():
+    record = json.loads((RESULTS / "bench-cpu.json").read_text())
+    assert re.fullmatch(r"[0-9a-f]{12}", record["commit"])
+    found = {(row["problem"], row["peer"]): row for row in record["rows"] if row["track"] == "B"}
+    for problem in {problem for problem, _ in found}:
+        cells = problem.split("-")[1:]
+        for peer in ("sinkflow", "ott", "geomloss"):
+            measured = found[problem, peer]
+            best = measured["tolerances"].get("0.001")
+            text = f"{1e3 * best['seconds']:.3g} ms" if best else None
+            cells.append(text or f"not reached, {measured['best_error']:.1e}")
+        assert row(problem.split("-")[0], cells) in README, problem
+
+
 def test_records_are_of_clean_checkouts_and_meet_what_the_readme_claims():
-    for path in RESULTS.glob("*.json"):
+    for path in RESULTS.glob("[dp]*.json"):
         record = json.loads(path.read_text())
         assert re.fullmatch(r"[0-9a-f]{12}", record["commit"]), path.name
         assert record["pool"]["unconverged"] == 0

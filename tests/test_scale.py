@@ -1,0 +1,33 @@
+"""The driver of one very large velocity, small."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import scale
+
+
+@pytest.mark.parametrize(("dim", "storage"), [(2, "auto"), (16, "chunks")])
+def test_certificates_are_written(tmp_path, dim, storage):
+    config = scale.Config(**scale.Config.SMOKE, dim=dim, storage=storage, out=str(tmp_path))
+    result = scale.main(config)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert 0 < result["seconds"] < result["first_call_seconds"]
+    for solve in ("cloud to target", "cloud to itself"):
+        assert result[solve]["converged"]
+        assert 0 < result[solve]["marginal_error"] < 1e-3
+        assert result[solve]["neighbours"] >= 1
+    assert result["mean_speed"] > 1
+    assert "NOT" not in scale.solves_text(result)
+
+
+def test_what_did_not_converge_is_said(tmp_path):
+    config = scale.Config(**scale.Config.SMOKE, threshold=1e-9, out=str(tmp_path))
+    assert "NOT converged" in scale.solves_text(scale.main(config))
+
+
+def test_sizes_are_checked(tmp_path):
+    config = dataclasses.replace(scale.Config(out=str(tmp_path)), num_particles=0)
+    with pytest.raises(ValueError, match="num_particles is 0"):
+        scale.main(config)
