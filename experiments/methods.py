@@ -172,11 +172,13 @@ def fit(config, keys, pools, timed, draw_rows=pool_rows, predictor=False) -> tup
     return apply_fn, state.ema_params
 
 
-def drawer(apply_fn, params, horizon: float = 1.0) -> tuple[Callable, Callable]:
+def drawer(config, apply_fn, params, horizon: float = 1.0) -> tuple[Callable, Callable]:
     """``draw`` and ``paths`` of a single field."""
 
     def draw(x0, nfe):
-        carry = functools.partial(sampling.nsgf, apply_fn, nfe=nfe, horizon=horizon)
+        carry = functools.partial(
+            sampling.nsgf, apply_fn, nfe=nfe, horizon=horizon, power=config.time_power
+        )
         return jax.vmap(carry)(params, x0)
 
     def paths(x0):
@@ -195,20 +197,20 @@ def flow_matching(config, task, keys, timed, *, partners=None, size=None, rows=p
         x, y = draw_pairs(config, task, keys.root(0), size or config.num_particles)
         pairs = pair_pool(x, partners(config, x, y, keys.root(1)) if partners else y)
         jax.block_until_ready(pairs)
-    return Learned(*drawer(*fit(config, keys, pairs, timed, rows)), {})
+    return Learned(*drawer(config, *fit(config, keys, pairs, timed, rows)), {})
 
 
 def rectified_flow(config, task, keys, timed, *, rectifications: int):
     """Flow matching on the pairs (x0, where the last flow takes it), again and again."""
     with timed("pool"):
         x, y = draw_pairs(config, task, keys.root(0), config.num_particles)
-    draw, paths = drawer(*fit(config, keys, pair_pool(x, y), timed))
+    draw, paths = drawer(config, *fit(config, keys, pair_pool(x, y), timed))
     for number in range(1, rectifications):
         with timed("pool"):
             x = draw_pairs(config, task, keys.root(number), config.num_particles)[0]
             pairs = pair_pool(x, draw(x.reshape(x.shape[0], -1, 2), 100).reshape(x.shape))
             jax.block_until_ready(pairs)
-        draw, paths = drawer(*fit(config, keys, pairs, timed))
+        draw, paths = drawer(config, *fit(config, keys, pairs, timed))
     return Learned(draw, paths, {})
 
 
@@ -223,7 +225,7 @@ def nsgf(config, task, keys, timed, *, independent_self=False):
             return jax.block_until_ready(rows)
 
     field = fit(config, keys, pools, timed)
-    return Learned(*drawer(*field, config.horizon()), certificates)
+    return Learned(*drawer(config, *field, config.horizon()), certificates)
 
 
 def nsgf_plus_plus(config, task, keys, timed):
@@ -252,11 +254,12 @@ def nsgf_plus_plus(config, task, keys, timed):
                 nsgf_steps=early,
                 straight_steps=nfe - 1 - early,
                 horizon=config.horizon(),
+                power=config.time_power,
             )
 
         return jax.vmap(two)(params, x0)
 
-    return Learned(draw, drawer(first, params_first, config.horizon())[1], certificates)
+    return Learned(draw, drawer(config, first, params_first, config.horizon())[1], certificates)
 
 
 def exact(config, x, y, keys):

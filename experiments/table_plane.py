@@ -63,6 +63,8 @@ class Config(common.FlowConfig):
     """Optimiser steps of one dispatched call."""
     num_samples: int = 4096
     """Generated and target samples of each W2, both stratified."""
+    time_power: float = 1.0
+    """Step k of K starts at (k/K)^time_power of the time; every method is sampled so."""
     num_floors: int = 5
     """Independent draws behind each floor."""
     refreshes: int = 1

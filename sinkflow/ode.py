@@ -65,8 +65,9 @@ def integrate(
     t1: ScalarLike = 1.0,
     nfe: int,
     method: str = "euler",
+    power: ScalarLike = 1.0,
 ) -> Float[Array, "n d"]:
-    """Particles at ``t1`` after following the field from ``t0`` in equal steps.
+    """Particles at ``t1`` after following the field from ``t0``, in equal steps by default.
 
     Args:
       apply_fn: the field, called as ``apply_fn(params, x, t)`` with t [n]. Static: hand
@@ -77,11 +78,13 @@ def integrate(
       t1: end, likewise; smaller than ``t0`` to go backwards.
       nfe: evaluations of the field in all. Static.
       method: one of "euler", "midpoint", "heun", "rk4".
+      power: step k of K starts at (k/K)^power of the way. Above 1 the first steps are the
+        short ones, which pays where paths part early, between the modes of a target.
 
     Raises:
-      ValueError: as :func:`num_steps`.
+      ValueError: as :func:`num_steps`; outside a trace also power <= 0.
     """
-    return _integrate(apply_fn, params, x, t0, t1, num_steps(nfe, method), method, False)[0]
+    return _path(apply_fn, params, x, t0, t1, nfe, method, power, keep=False)[0]
 
 
 def trajectory(
@@ -93,22 +96,31 @@ def trajectory(
     t1: ScalarLike = 1.0,
     nfe: int,
     method: str = "euler",
+    power: ScalarLike = 1.0,
 ) -> Float[Array, "steps n d"]:
     """All states of :func:`integrate`, the first one included."""
-    states = _integrate(apply_fn, params, x, t0, t1, num_steps(nfe, method), method, True)[1]
+    states = _path(apply_fn, params, x, t0, t1, nfe, method, power, keep=True)[1]
     return jnp.concatenate([x[None], states])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _integrate(apply_fn, params, x, t0, t1, steps, method, keep):
-    t0, t1 = (jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]) for t in (t0, t1))
-    dt = (t1 - t0) / steps
+def _path(apply_fn, params, x, t0, t1, nfe, method, power, keep):
+    steps = num_steps(nfe, method)
+    if not isinstance(power, jax.core.Tracer) and not power > 0:
+        raise ValueError(f"power is {power}; it must be positive")
+    return _integrate(apply_fn, params, x, t0, t1, power, steps, method, keep)
 
-    def step(x, k):
-        x = STEPPERS[method](functools.partial(apply_fn, params), x, t0 + k * dt, dt)
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
+def _integrate(apply_fn, params, x, t0, t1, power, steps, method, keep):
+    t0, t1 = (jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]) for t in (t0, t1))
+    places = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** power
+
+    def step(x, ends):
+        here, there = (t0 + place * (t1 - t0) for place in ends)
+        x = STEPPERS[method](functools.partial(apply_fn, params), x, here, there - here)
         return x, (x if keep else None)
 
-    return jax.lax.scan(step, x, jnp.arange(steps))
+    return jax.lax.scan(step, x, (places[:-1], places[1:]))
 
 
 def _scale(dt, velocity):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sinkflow import ode
-from sinkflow.types import Array, Float
+from sinkflow.types import Array, Float, ScalarLike
 
 
 def nsgf(
@@ -14,6 +14,7 @@ def nsgf(
     nfe: int,
     horizon: float = 1.0,
     method: str = "euler",
+    power: ScalarLike = 1.0,
     reverse: bool = False,
 ) -> Float[Array, "n d"]:
     """Samples of a neural Sinkhorn gradient flow: x0 carried along the field to its end.
@@ -25,6 +26,7 @@ def nsgf(
       nfe: network evaluations for each sample.
       horizon: end of the flow [the pool's time], see :func:`sinkflow.pool.horizon`.
       method: stepper of :mod:`sinkflow.ode`.
+      power: spacing of its steps, see :func:`sinkflow.ode.integrate`.
       reverse: go from the target back to the source.
 
     Raises:
@@ -34,7 +36,7 @@ def nsgf(
       arXiv:2401.14069, algorithm 2.
     """
     t0, t1 = (horizon, 0.0) if reverse else (0.0, horizon)
-    return ode.integrate(apply_fn, params, x, t0=t0, t1=t1, nfe=nfe, method=method)
+    return ode.integrate(apply_fn, params, x, t0=t0, t1=t1, nfe=nfe, method=method, power=power)
 
 
 def two_phase(
@@ -47,11 +49,12 @@ def two_phase(
     nsgf_steps: int,
     straight_steps: int,
     horizon: float = 1.0,
+    power: ScalarLike = 1.0,
 ) -> Float[Array, "n d"]:
     """Samples of NSGF++: the Sinkhorn flow, a predicted time, then a straight flow from there.
 
     Spends ``nsgf_steps + 1 + straight_steps`` network evaluations. The predicted time tau_i
-    differs from sample to sample; each takes the same number of steps (1 - tau_i) / straight_steps.
+    differs from sample to sample; each takes the same number of steps.
 
     Args:
       nsgf_fn: field of the first phase ``(params, x, t)``.
@@ -62,6 +65,7 @@ def two_phase(
       nsgf_steps: Euler steps of the first phase.
       straight_steps: Euler steps of the second.
       horizon: end of the first phase [the pool's time].
+      power: spacing of the steps of both, see :func:`sinkflow.ode.integrate`.
 
     Raises:
       ValueError: a phase without steps.
@@ -70,6 +74,8 @@ def two_phase(
       arXiv:2401.14069, NSGF++.
     """
     params_nsgf, params_straight, params_predictor = params
-    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps)
+    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps, power=power)
     tau = predictor_fn(params_predictor, x)
-    return ode.integrate(straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps)
+    return ode.integrate(
+        straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps, power=power
+    )

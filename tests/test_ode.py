@@ -1,6 +1,7 @@
 """Steppers: order, an independent oracle, exact evaluation counts, directions, errors."""
 
 import functools
+import itertools
 
 import diffrax
 import jax
@@ -195,3 +196,25 @@ def test_new_parameters_particles_and_times_do_not_recompile(x):
     assert ode._integrate._cache_size() == before
     run({"rate": jnp.array(1.0)}, x[:3])
     assert ode._integrate._cache_size() == before + 1  # or the count above would mean nothing
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_power_spaces_the_steps(x, power):
+    times = 0.5 + (np.arange(5) / 4) ** power * 1.0
+    expected = [np.asarray(x)]
+    for here, there in itertools.pairwise(times):
+        slope = pendulum(2.0, jnp.asarray(expected[-1]), jnp.full(len(x), here))
+        expected.append(expected[-1] + (there - here) * np.asarray(slope))
+    found = ode.trajectory(pendulum, 2.0, x, t0=0.5, t1=1.5, nfe=4, power=power)
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+    end = ode.integrate(pendulum, 2.0, x, t0=0.5, t1=1.5, nfe=4, power=power)
+    np.testing.assert_allclose(end, expected[-1], atol=1e-5)
+
+
+def test_a_new_power_does_not_recompile_and_a_wrong_one_is_named(x):
+    ode.integrate(pendulum, 2.0, x, nfe=4)
+    compiled = ode._integrate._cache_size()
+    ode.integrate(pendulum, 2.0, x, nfe=4, power=3.0)
+    assert ode._integrate._cache_size() == compiled
+    with pytest.raises(ValueError, match=r"power is 0\.0; it must be positive"):
+        ode.integrate(pendulum, 2.0, x, nfe=4, power=0.0)
