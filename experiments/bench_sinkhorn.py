@@ -179,7 +179,7 @@ class Bench:
     def write(self) -> None:
         record = {
             "rows": self.rows,
-            "config": dataclasses.asdict(self.config),
+            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k != "out"},
             "commit": self.commit,
             "versions": common.versions(),
             "host_cores": os.cpu_count(),

@@ -17,12 +17,12 @@ from sinkflow import pool as pool
 from sinkflow import sampling as sampling
 from sinkflow import scaling as scaling
 from sinkflow import train as train
+from sinkflow.certificate import SinkhornOutput as SinkhornOutput
 from sinkflow.divergence import barycentric_map as barycentric_map
 from sinkflow.divergence import sinkhorn_divergence as sinkhorn_divergence
 from sinkflow.divergence import sinkhorn_velocity as sinkhorn_velocity
 from sinkflow.epsilon import epsilon_for_entropy as epsilon_for_entropy
 from sinkflow.epsilon import epsilon_for_neighbours as epsilon_for_neighbours
-from sinkflow.sinkhorn import SinkhornOutput as SinkhornOutput
 from sinkflow.sinkhorn import sinkhorn as sinkhorn
 from sinkflow.sinkhorn import sinkhorn_self as sinkhorn_self
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs, kernel
+from sinkflow.certificate import SinkhornOutput
 from sinkflow.gradients import Problem
 from sinkflow.sinkhorn import (
-    SinkhornOutput,
     check_problem,
     sinkhorn,
     sinkhorn_self,

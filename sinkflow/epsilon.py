@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.sinkhorn import SinkhornOutput, check_problem, sinkhorn
+from sinkflow.certificate import SinkhornOutput
+from sinkflow.sinkhorn import check_problem, sinkhorn
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 RANGE = (1e-5, 1e2)  # of epsilon / mean cost

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs
-from sinkflow.sinkhorn import SinkhornOutput, describe
+from sinkflow.certificate import SinkhornOutput, describe
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
 GroundCost = Callable[[Array, Array], Array]

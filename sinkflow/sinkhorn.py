@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs, gradients, kernel
-from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
+from sinkflow.certificate import SinkhornOutput, certify
+from sinkflow.types import Array, Float, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two checks
 ANNEALING_ROUND = 2  # the same, while epsilon is lowered
@@ -20,32 +21,6 @@ STALE = 0.5  # marginal error above which potentials are no use as a warm start
 # Density times both scalings stays finite in float32, also where there is no mass. A potential
 # that must move further than 23 epsilon does so over several rounds.
 MAX_SCALING = 1e10
-
-
-class SinkhornOutput(NamedTuple):
-    """Dual potentials of one solve and what certifies them.
-
-    ``f`` [n] and ``g`` [m] are in cost units [length^2], defined up to one shared
-    constant; the plan is pi_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon). ``value`` is the
-    regularised cost W_epsilon [length^2]. ``marginal_error`` is the larger of the two L1
-    errors of that plan's marginals [mass, total 1], measured on the returned potentials.
-
-    What the plan is like: ``entropy`` is 1 - KL(pi | a x b) / min(H(a), H(b)), from 0 (each point
-    of the cloud with the smaller entropy determines its partner's) to 1 (the product plan);
-    ``neighbours`` the mean over x_i, weighted by a, of 1 / sum_j pi~_ij^2 with rows
-    pi~ of sum 1 (1: each is sent to one target, m: to all); ``diagonal_mass`` the mass
-    sum_i pi_ii, which near 1 says of a cloud's plan with itself that it only cancels x.
-    """
-
-    f: Float[Array, "n"]
-    g: Float[Array, "m"]
-    value: Scalar
-    marginal_error: Scalar
-    num_iterations: Int[Array, ""]
-    converged: Bool[Array, ""]
-    entropy: Scalar
-    neighbours: Scalar
-    diagonal_mass: Scalar
 
 
 class _Scaling(NamedTuple):
@@ -256,10 +231,8 @@ def _iterations_to_unroll(gradient: str, max_iterations) -> int:
 def _measure(f, g, problem, threshold, num_iterations, storage) -> SinkhornOutput:
     """Unrolled potentials with the certificate that they deserve."""
     x, y, epsilon, a, b = jax.lax.stop_gradient(problem)
-    state = _Scaling.at(*jax.lax.stop_gradient((f, g)), epsilon, jnp.inf)
-    state = state._replace(num_iterations=jnp.asarray(num_iterations))
-    cost = kernel.make_cost(x, y, storage)
-    out = _certify(cost, state, epsilon, a, b, threshold, measure=True)
+    cost, fixed = kernel.make_cost(x, y, storage), jax.lax.stop_gradient((f, g))
+    out = certify(cost, *fixed, epsilon, a, b, threshold, jnp.asarray(num_iterations))
     return _differentiable(out, f, g, problem, "unrolled", storage)
 
 
@@ -314,7 +287,7 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
 
     initial = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
     state = _iterate(advance, initial, goal, max_iterations)
-    return _certify(cost, state, epsilon, a, b, threshold, measure=storage == "half")
+    return _output(cost, state, epsilon, a, b, threshold, storage)
 
 
 @functools.partial(jax.jit, static_argnames="storage")
@@ -344,7 +317,7 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
         return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
 
     state = _iterate(advance, initial, goal, max_iterations)
-    return _certify(cost, state, epsilon, a, a, threshold, measure=storage == "half")
+    return _output(cost, state, epsilon, a, a, threshold, storage)
 
 
 def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
@@ -368,45 +341,11 @@ def _iterate(advance: Callable, initial: _Scaling, goal, max_iterations) -> _Sca
     return jax.lax.while_loop(unfinished, advance, initial)
 
 
-def _certify(cost, state: _Scaling, epsilon, a, b, threshold, measure: bool) -> SinkhornOutput:
-    """The output of a solve: what its plan is like, and its error, unless the solve knows it."""
-    f, g = state.f, state.g
-
-    def row_fn(row, f_i):
-        exponent = kernel.log_density(row, f_i, g, epsilon)
-        masses = b * jnp.exp(exponent)
-        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2)
-
-    sums, information, squares = kernel.map_rows(row_fn, cost, f)
-    error, mass = state.error, state.mass
-    if measure:
-        column_sums = kernel.map_rows(
-            lambda row, g_j: jnp.sum(a * jnp.exp(kernel.log_density(row, g_j, f, epsilon))),
-            cost.transposed,
-            g,
-        )
-        errors = jnp.sum(a * jnp.abs(sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
-        error, mass = jnp.maximum(*errors), jnp.sum(a * sums)
-    # Minus epsilon (mass - 1): the dual objective, second order in the marginal error.
-    value = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * (mass - 1)
-    k = min(a.shape[0], b.shape[0])
-    row = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
-    diagonal = jnp.exp(kernel.log_density(row, f[:k], g[:k], epsilon))
-    qualities = describe(sums, information, squares, diagonal, a, b)
-    return SinkhornOutput(f, g, value, error, state.num_iterations, error <= threshold, *qualities)
-
-
-def describe(sums, information, squares, diagonal, a, b) -> tuple[Scalar, Scalar, Scalar]:
-    """Entropy, neighbours and diagonal mass of a plan, see :class:`SinkhornOutput`.
-
-    From its density D with respect to a x b: over each row, with masses w_j = b_j D_ij, the
-    sums of w, w log D and w^2; and the diagonal of D.
-    """
-    least = jnp.minimum(*(-jnp.sum(jax.scipy.special.xlogy(w, w)) for w in (a, b)))
-    entropy = 1 - jnp.sum(a * information) / jnp.where(least > 0, least, jnp.inf)
-    k = diagonal.shape[0]
-    neighbours = jnp.sum(a * sums**2 / squares)
-    return jnp.clip(entropy, 0, 1), neighbours, jnp.sum(a[:k] * b[:k] * diagonal)
+def _output(cost, state: _Scaling, epsilon, a, b, threshold, storage) -> SinkhornOutput:
+    """The certificate of what the rounds ended with; half precision measures its error anew."""
+    error, mass = (None, None) if storage == "half" else (state.error, state.mass)
+    count = state.num_iterations
+    return certify(cost, state.f, state.g, epsilon, a, b, threshold, count, error, mass)
 
 
 def _relaxation(relaxation, error, previous):

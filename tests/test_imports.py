@@ -14,7 +14,7 @@ LEVELS = [
     {"types"},
     {"costs", "data", "interpolants", "models", "ode", "parallel", "checkpoint"},
     {"kernel", "assignment", "metrics", "scaling", "train"},
-    {"gradients"},
+    {"certificate", "gradients"},
     {"sinkhorn"},
     {"divergence", "epsilon", "general"},
     {"flow"},
@@ -25,6 +25,7 @@ SHARED = {"common", "methods", "peers", "bench_worker"}  # of the drivers; all o
 OPTIMAL_TRANSPORT = {
     "costs",
     "kernel",
+    "certificate",
     "gradients",
     "scaling",
     "sinkhorn",
