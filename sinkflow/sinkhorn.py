@@ -1,13 +1,12 @@
 """Log-domain Sinkhorn scaling for entropic optimal transport, with a certificate."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, gradients, kernel
+from sinkflow import costs, gradients, kernel, loops
 from sinkflow.certificate import SinkhornOutput, certify
 from sinkflow.types import Array, Float, ScalarLike
 
@@ -39,6 +38,17 @@ class _Scaling(NamedTuple):
         """Where a solve starts; with an infinite error it has to iterate at least once."""
         one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
         return cls(f, g, epsilon, one, one, jnp.asarray(error, f.dtype), zero)
+
+
+class _Fixed(NamedTuple):
+    """What a solve does not change; epsilon is the final one, goal the error to stop at."""
+
+    cost: kernel.Cost
+    epsilon: Array
+    a: Array
+    b: Array
+    goal: Array
+    max_iterations: Array
 
 
 def sinkhorn(
@@ -245,8 +255,9 @@ def _differentiable(out, f, g, problem, gradient, storage) -> SinkhornOutput:
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    epsilon, goal = _positive(epsilon), _goal(threshold, storage)
-    largest = _cost_bound(cost.x, cost.y)
+    limits = _goal(threshold, storage), max_iterations
+    problem = _Fixed(cost, _positive(epsilon), a, b, *map(jnp.asarray, limits))
+    epsilon, largest = problem.epsilon, _cost_bound(cost.x, cost.y)
     finite = jnp.isfinite(largest)
     # The density of zero potentials at this epsilon lies between exp(-4) and 1.
     start = jnp.where(finite, jnp.maximum(ANNEALING * largest, epsilon), epsilon)
@@ -261,38 +272,17 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         # Potentials that do not nearly solve the problem are dropped, not only annealed: far
         # beyond the costs they underflow the density, and the solve never recovers.
         initial = _choose(warm.error < STALE, warm, initial)
-
-    def scale(state, count):
-        """``count`` iterations on one density, and the marginals they leave."""
-        rows, columns = kernel.density(cost, state.f, state.g, state.epsilon, storage)
-        u, v, column_sums = jnp.ones_like(a), jnp.ones_like(b), jnp.ones_like(b)
-        for _ in range(count):  # a straight-line program: a GPU runs it as one graph
-            u, _ = _rescale(u, rows(b * v), state.relaxation)
-            v, column_sums = _rescale(v, columns(a * u), state.relaxation)
-        f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
-        state = state._replace(f=f, g=g, num_iterations=state.num_iterations + count)
-        return state, lambda: (u * rows(b * v), column_sums)
-
-    def anneal(state):
-        state, _ = scale(state, ANNEALING_ROUND)
-        return state._replace(epsilon=jnp.maximum(ANNEALING * state.epsilon, epsilon))
-
-    def advance(state):
-        state, marginals = scale(state, ROUND)
-        row_sums, column_sums = marginals()
-        errors = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
-        error = jnp.maximum(*errors)
-        relaxation = _relaxation(state.relaxation, error, state.error)
-        return state._replace(relaxation=relaxation, mass=jnp.sum(a * row_sums), error=error)
-
-    initial = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
-    state = _iterate(advance, initial, goal, max_iterations)
-    return _output(cost, state, epsilon, a, b, threshold, storage)
+    anneal = functools.partial(_anneal, storage, problem)
+    state = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
+    state = loops.while_loop(_unfinished, functools.partial(_advance, storage), problem, state)
+    return _output(problem, state, threshold, storage)
 
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    epsilon, goal = _positive(epsilon), _goal(threshold, storage)
+    limits = _goal(threshold, storage), max_iterations
+    problem = _Fixed(cost, _positive(epsilon), a, a, *map(jnp.asarray, limits))
+    epsilon = problem.epsilon
 
     def measured(f):
         rows, _ = kernel.density(cost, f, f, epsilon, storage)
@@ -300,24 +290,64 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
         state = _Scaling.at(f, f, epsilon, jnp.sum(a * jnp.abs(row_sums - 1)))
         return state._replace(mass=jnp.sum(a * row_sums))
 
-    initial = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
+    state = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
     if f_init is not None:
         warm = measured(jnp.asarray(f_init, a.dtype))
-        initial = _choose(warm.error < initial.error, warm, initial)
+        state = _choose(warm.error < state.error, warm, state)
+    advance = functools.partial(_advance_self, storage)
+    return _output(
+        problem, loops.while_loop(_unfinished, advance, problem, state), threshold, storage
+    )
 
-    def advance(state):
-        rows, _ = kernel.density(cost, state.f, state.f, epsilon, storage)
-        u = jnp.ones_like(a)
-        for _ in range(ROUND):
-            u, _ = _rescale(u, rows(a * u), SELF_RELAXATION)
-        row_sums = u * rows(a * u)
-        f = state.f + epsilon * jnp.log(u)
-        error, mass = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(a * row_sums)
-        iterations = state.num_iterations + ROUND
-        return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
 
-    state = _iterate(advance, initial, goal, max_iterations)
-    return _output(cost, state, epsilon, a, a, threshold, storage)
+def _scale(storage, problem: _Fixed, state: _Scaling, count: int):
+    """``count`` iterations on one density, and a function to the marginals they leave."""
+    a, b = problem.a, problem.b
+    rows, columns = kernel.density(problem.cost, state.f, state.g, state.epsilon, storage)
+    u, v, column_sums = jnp.ones_like(a), jnp.ones_like(b), jnp.ones_like(b)
+    for _ in range(count):  # a straight-line program: a GPU runs it as one graph
+        u, _ = _rescale(u, rows(b * v), state.relaxation)
+        v, column_sums = _rescale(v, columns(a * u), state.relaxation)
+    f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
+    state = state._replace(f=f, g=g, num_iterations=state.num_iterations + count)
+    return state, lambda: (u * rows(b * v), column_sums)
+
+
+def _anneal(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
+    state, _ = _scale(storage, problem, state, ANNEALING_ROUND)
+    return state._replace(epsilon=jnp.maximum(ANNEALING * state.epsilon, problem.epsilon))
+
+
+def _advance(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
+    """One round at the final epsilon."""
+    a, b = problem.a, problem.b
+    state, marginals = _scale(storage, problem, state, ROUND)
+    row_sums, column_sums = marginals()
+    errors = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
+    error = jnp.maximum(*errors)
+    relaxation = _relaxation(state.relaxation, error, state.error)
+    return state._replace(relaxation=relaxation, mass=jnp.sum(a * row_sums), error=error)
+
+
+def _advance_self(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
+    """One round of a cloud and itself."""
+    a, epsilon = problem.a, problem.epsilon
+    rows, _ = kernel.density(problem.cost, state.f, state.f, epsilon, storage)
+    u = jnp.ones_like(a)
+    for _ in range(ROUND):
+        u, _ = _rescale(u, rows(a * u), SELF_RELAXATION)
+    row_sums = u * rows(a * u)
+    f = state.f + epsilon * jnp.log(u)
+    error, mass = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(a * row_sums)
+    iterations = state.num_iterations + ROUND
+    return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
+
+
+def _unfinished(problem: _Fixed, state: _Scaling):
+    """Neither the error is met, nor the cap, nor NaN; an unknown error means at least one round."""
+    unknown = jnp.isinf(state.error)
+    below_cap = state.num_iterations < problem.max_iterations
+    return (state.error > problem.goal) & (unknown | below_cap)
 
 
 def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
@@ -331,21 +361,13 @@ def _goal(threshold, storage):
     return jnp.maximum(threshold - HALF_ROUNDING, 0.5 * threshold)
 
 
-def _iterate(advance: Callable, initial: _Scaling, goal, max_iterations) -> _Scaling:
-    """Rounds until the error is met, the cap is, or NaN: at least one if the error is unknown."""
-
-    def unfinished(state):
-        unknown = jnp.isinf(state.error)
-        return (state.error > goal) & (unknown | (state.num_iterations < max_iterations))
-
-    return jax.lax.while_loop(unfinished, advance, initial)
-
-
-def _output(cost, state: _Scaling, epsilon, a, b, threshold, storage) -> SinkhornOutput:
+def _output(problem: _Fixed, state: _Scaling, threshold, storage) -> SinkhornOutput:
     """The certificate of what the rounds ended with; half precision measures its error anew."""
     error, mass = (None, None) if storage == "half" else (state.error, state.mass)
-    count = state.num_iterations
-    return certify(cost, state.f, state.g, epsilon, a, b, threshold, count, error, mass)
+    count, weights = state.num_iterations, (problem.a, problem.b)
+    return certify(
+        problem.cost, state.f, state.g, problem.epsilon, *weights, threshold, count, error, mass
+    )
 
 
 def _relaxation(relaxation, error, previous):
