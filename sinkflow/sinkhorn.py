@@ -10,8 +10,8 @@ from sinkflow import costs, gradients, kernel, loops
 from sinkflow.certificate import SinkhornOutput, certify
 from sinkflow.types import Array, Float, ScalarLike
 
-ROUND = 5  # iterations between two exponentials of the cost matrix and two checks
-ANNEALING_ROUND = 2  # the same, while epsilon is lowered
+ROUND = 5  # iterations between two exponentials of the cost matrix and two looks at the error
+ANNEALING_ROUND = 2  # iterations at each epsilon on the way down
 ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the wanted one
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
@@ -23,10 +23,15 @@ MAX_SCALING = 1e10
 
 
 class _Scaling(NamedTuple):
-    """What one round hands to the next; epsilon is the annealed one."""
+    """What one round hands to the next; epsilon is the annealed one.
+
+    A round ends on an update of f. The column sums that it leaves tell the error, and are
+    what the next round updates g with: so no product is spent on the error alone.
+    """
 
     f: Array
     g: Array
+    column_sums: Array
     epsilon: Array
     relaxation: Array
     mass: Array
@@ -37,7 +42,8 @@ class _Scaling(NamedTuple):
     def at(cls, f, g, epsilon, error):
         """Where a solve starts; with an infinite error it has to iterate at least once."""
         one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
-        return cls(f, g, epsilon, one, one, jnp.asarray(error, f.dtype), zero)
+        error = jnp.asarray(error, f.dtype)
+        return cls(f, g, jnp.ones_like(g), epsilon, one, one, error, zero)
 
 
 class _Fixed(NamedTuple):
@@ -268,7 +274,8 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         g_init = jnp.asarray(g_init, b.dtype)
         warm = _Scaling.at(kernel.softmin(cost, g_init, epsilon, b), g_init, epsilon, 0.0)
         _, columns = kernel.density(cost, warm.f, warm.g, epsilon, storage)
-        warm = warm._replace(error=jnp.sum(b * jnp.abs(columns(a) - 1)))
+        sums = columns(a)
+        warm = warm._replace(column_sums=sums, error=jnp.sum(b * jnp.abs(sums - 1)))
         # Potentials that do not nearly solve the problem are dropped, not only annealed: far
         # beyond the costs they underflow the density, and the solve never recovers.
         initial = _choose(warm.error < STALE, warm, initial)
@@ -286,9 +293,9 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
 
     def measured(f):
         rows, _ = kernel.density(cost, f, f, epsilon, storage)
-        row_sums = rows(a)
-        state = _Scaling.at(f, f, epsilon, jnp.sum(a * jnp.abs(row_sums - 1)))
-        return state._replace(mass=jnp.sum(a * row_sums))
+        sums = rows(a)
+        state = _Scaling.at(f, f, epsilon, jnp.sum(a * jnp.abs(sums - 1)))
+        return state._replace(column_sums=sums, mass=jnp.sum(a * sums))
 
     state = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
     if f_init is not None:
@@ -300,47 +307,67 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
     )
 
 
-def _scale(storage, problem: _Fixed, state: _Scaling, count: int):
-    """``count`` iterations on one density, and a function to the marginals they leave."""
+def _scale(storage, problem: _Fixed, state: _Scaling, count: int) -> tuple[_Scaling, Array]:
+    """``count`` iterations on one density, g before f, and the row sums they leave."""
     a, b = problem.a, problem.b
     rows, columns = kernel.density(problem.cost, state.f, state.g, state.epsilon, storage)
-    u, v, column_sums = jnp.ones_like(a), jnp.ones_like(b), jnp.ones_like(b)
+    u, v, products = jnp.ones_like(a), jnp.ones_like(b), state.column_sums
     for _ in range(count):  # a straight-line program: a GPU runs it as one graph
-        u, _ = _rescale(u, rows(b * v), state.relaxation)
-        v, column_sums = _rescale(v, columns(a * u), state.relaxation)
+        v, _ = _rescale(v, products, state.relaxation)
+        u, row_sums = _rescale(u, rows(b * v), state.relaxation)
+        products = columns(a * u)
     f, g = state.f + state.epsilon * jnp.log(u), state.g + state.epsilon * jnp.log(v)
-    state = state._replace(f=f, g=g, num_iterations=state.num_iterations + count)
-    return state, lambda: (u * rows(b * v), column_sums)
+    total = state.num_iterations + count
+    return state._replace(f=f, g=g, column_sums=v * products, num_iterations=total), row_sums
 
 
 def _anneal(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
+    """A round at an epsilon on the way down, and the next one."""
     state, _ = _scale(storage, problem, state, ANNEALING_ROUND)
-    return state._replace(epsilon=jnp.maximum(ANNEALING * state.epsilon, problem.epsilon))
+    v, _ = _rescale(jnp.ones_like(state.g), state.column_sums, 1.0)
+    g = state.g + state.epsilon * jnp.log(v)
+    epsilon = jnp.maximum(ANNEALING * state.epsilon, problem.epsilon)
+    return state._replace(g=g, column_sums=jnp.ones_like(g), epsilon=epsilon)
 
 
 def _advance(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
     """One round at the final epsilon."""
     a, b = problem.a, problem.b
-    state, marginals = _scale(storage, problem, state, ROUND)
-    row_sums, column_sums = marginals()
-    errors = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
-    error = jnp.maximum(*errors)
-    relaxation = _relaxation(state.relaxation, error, state.error)
-    return state._replace(relaxation=relaxation, mass=jnp.sum(a * row_sums), error=error)
+    after, row_sums = _scale(storage, problem, state, ROUND)
+    errors = [(a, row_sums), (b, after.column_sums)]
+    error = jnp.maximum(*(jnp.sum(weights * jnp.abs(sums - 1)) for weights, sums in errors))
+    return after._replace(
+        relaxation=_relaxation(state.relaxation, error, state.error),
+        mass=jnp.sum(a * row_sums),
+        error=_trusted(error, storage, problem, state, after),
+    )
 
 
 def _advance_self(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
     """One round of a cloud and itself."""
     a, epsilon = problem.a, problem.epsilon
     rows, _ = kernel.density(problem.cost, state.f, state.f, epsilon, storage)
-    u = jnp.ones_like(a)
+    u, products = jnp.ones_like(a), state.column_sums
     for _ in range(ROUND):
-        u, _ = _rescale(u, rows(a * u), SELF_RELAXATION)
-    row_sums = u * rows(a * u)
-    f = state.f + epsilon * jnp.log(u)
-    error, mass = jnp.sum(a * jnp.abs(row_sums - 1)), jnp.sum(a * row_sums)
-    iterations = state.num_iterations + ROUND
-    return state._replace(f=f, g=f, mass=mass, error=error, num_iterations=iterations)
+        u, _ = _rescale(u, products, SELF_RELAXATION)
+        products = rows(a * u)
+    sums, f = u * products, state.f + epsilon * jnp.log(u)
+    after = state._replace(f=f, g=f, column_sums=sums, mass=jnp.sum(a * sums))
+    after = after._replace(num_iterations=state.num_iterations + ROUND)
+    error = jnp.sum(a * jnp.abs(sums - 1))
+    return after._replace(error=_trusted(error, storage, problem, state, after))
+
+
+def _trusted(error, storage, problem: _Fixed, before: _Scaling, after: _Scaling):
+    """The error that a round measured, or one too large to stop at.
+
+    Half precision has the range for densities of nearby potentials only: a round that moved one by
+    more than epsilon does not know what it left, and cannot be the last.
+    """
+    if storage != "half":
+        return error
+    moves = [jnp.max(jnp.abs(new - old)) for new, old in zip(after[:2], before[:2], strict=True)]
+    return jnp.where(jnp.maximum(*moves) > problem.epsilon, jnp.maximum(error, STALE), error)
 
 
 def _unfinished(problem: _Fixed, state: _Scaling):

@@ -326,3 +326,16 @@ def test_any_flow_moves_its_mean_geometrically(x, y, epsilon):
     np.testing.assert_allclose(last.x.mean(0), expected, atol=2e-3)
     # Images are averages of points of the two clouds, and a half step goes half the way there.
     assert jnp.abs(trajectory.velocity).max() <= 6 + 1e-3
+
+
+@pytest.mark.parametrize(("seed", "cloud"), [(3, 41), (3, 119)])
+def test_half_precision_does_not_stop_beyond_its_range(seed, cloud):
+    """Warm solves whose first round moves potentials far, and then seems to be the last."""
+    key = jax.random.split(jax.random.fold_in(jax.random.key(seed), cloud))
+    centres = jax.random.normal(jax.random.key(0), (10, 784))
+    index, noise = jax.random.split(key[1])
+    index = jax.random.randint(index, (256,), 0, 10)
+    y = jnp.tanh(2 * (0.8 * centres[index] + 0.6 * jax.random.normal(noise, (256, 784))))
+    x = jax.random.normal(key[0], (256, 784))
+    _, _, info = flow.run(x, y, 1.0, flow.step_sizes(0.2, 5), storage="half")
+    assert info.converged.all(), info.marginal_error
