@@ -5,12 +5,12 @@ decided here, so that the solver, the barycentric map and the gradients read the
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sinkflow import costs
 from sinkflow.types import Array, Float, ScalarLike
@@ -115,8 +115,7 @@ def density(cost: Cost, f, g, epsilon, storage: str) -> tuple[Callable, Callable
     if storage == "full":
         matrix = jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
         return lambda w: _matvec(matrix, w), lambda w: _matvec(w, matrix)
-    # A feasible density is at most the number of points; it must fit into float16.
-    shift = max(0.0, float(np.log(max(exponent.shape))) - MAX_HALF_EXPONENT + 1)
+    shift = _half_shift(*exponent.shape)
     half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
     half = jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
     unit = jnp.exp(jnp.asarray(shift, f.dtype))
@@ -124,6 +123,20 @@ def density(cost: Cost, f, g, epsilon, storage: str) -> tuple[Callable, Callable
         lambda w: unit * jnp.sum(half.astype(w.dtype) * w[None, :], axis=1),
         lambda w: unit * jnp.sum(half.astype(w.dtype) * w[:, None], axis=0),
     )
+
+
+def _half_shift(n: int, m: int) -> float:
+    """A feasible density is at most the number of points; over e^shift it must fit into float16."""
+    return max(0.0, math.log(max(n, m)) - MAX_HALF_EXPONENT + 1)
+
+
+def half_range(n: int, m: int) -> tuple[float, float]:
+    """How far the sum of two potentials may move, down and up, for float16 to hold the density.
+
+    In units of epsilon. Down, no feasible density was cut off at the largest exponent; up, none
+    that was rounded to zero (below e^-16.6) has become larger than e^-10.
+    """
+    return MAX_HALF_EXPONENT + _half_shift(n, m) - math.log(max(n, m)) - 0.5, 6.0
 
 
 def _recomputed(cost, f, g, epsilon):

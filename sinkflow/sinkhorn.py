@@ -16,7 +16,8 @@ ANNEALING = 0.25  # factor from one epsilon to the next on the way down to the w
 MAX_RELAXATION = 1.97  # over-relaxation stays below 2, where it would stop contracting
 SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of the (x, x) update
 HALF_ROUNDING = 2.5e-4  # marginal error of a matching from rounding its density to float16
-STALE = 0.5  # marginal error above which potentials are no use as a warm start
+STALE = 0.5  # marginal error above which updates are not over-relaxed
+WARM = 0.1  # marginal error above which a warm start costs more than it saves
 # Density times both scalings stays finite in float32, also where there is no mass. A potential
 # that must move further than 23 epsilon does so over several rounds.
 MAX_SCALING = 1e10
@@ -36,6 +37,7 @@ class _Scaling(NamedTuple):
     relaxation: Array
     mass: Array
     error: Array
+    trusted: Array
     num_iterations: Array
 
     @classmethod
@@ -43,7 +45,7 @@ class _Scaling(NamedTuple):
         """Where a solve starts; with an infinite error it has to iterate at least once."""
         one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
         error = jnp.asarray(error, f.dtype)
-        return cls(f, g, jnp.ones_like(g), epsilon, one, one, error, zero)
+        return cls(f, g, jnp.ones_like(g), epsilon, one, one, error, jnp.asarray(True), zero)
 
 
 class _Fixed(NamedTuple):
@@ -278,7 +280,7 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         warm = warm._replace(column_sums=sums, error=jnp.sum(b * jnp.abs(sums - 1)))
         # Potentials that do not nearly solve the problem are dropped, not only annealed: far
         # beyond the costs they underflow the density, and the solve never recovers.
-        initial = _choose(warm.error < STALE, warm, initial)
+        initial = _choose(warm.error < WARM, warm, initial)
     anneal = functools.partial(_anneal, storage, problem)
     state = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
     state = loops.while_loop(_unfinished, functools.partial(_advance, storage), problem, state)
@@ -326,8 +328,11 @@ def _anneal(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
     state, _ = _scale(storage, problem, state, ANNEALING_ROUND)
     v, _ = _rescale(jnp.ones_like(state.g), state.column_sums, 1.0)
     g = state.g + state.epsilon * jnp.log(v)
-    epsilon = jnp.maximum(ANNEALING * state.epsilon, problem.epsilon)
-    return state._replace(g=g, column_sums=jnp.ones_like(g), epsilon=epsilon)
+    epsilon, f = jnp.maximum(ANNEALING * state.epsilon, problem.epsilon), state.f
+    if storage == "half":
+        # Densities that the lower epsilon makes large would be cut off; those of this f are not.
+        f = kernel.softmin(problem.cost, g, epsilon, problem.b)
+    return state._replace(f=f, g=g, column_sums=jnp.ones_like(g), epsilon=epsilon)
 
 
 def _advance(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
@@ -339,7 +344,8 @@ def _advance(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
     return after._replace(
         relaxation=_relaxation(state.relaxation, error, state.error),
         mass=jnp.sum(a * row_sums),
-        error=_trusted(error, storage, problem, state, after),
+        error=error,
+        trusted=_trusted(storage, problem, state, after),
     )
 
 
@@ -354,27 +360,30 @@ def _advance_self(storage, problem: _Fixed, state: _Scaling) -> _Scaling:
     sums, f = u * products, state.f + epsilon * jnp.log(u)
     after = state._replace(f=f, g=f, column_sums=sums, mass=jnp.sum(a * sums))
     after = after._replace(num_iterations=state.num_iterations + ROUND)
-    error = jnp.sum(a * jnp.abs(sums - 1))
-    return after._replace(error=_trusted(error, storage, problem, state, after))
+    trusted = _trusted(storage, problem, state, after)
+    return after._replace(error=jnp.sum(a * jnp.abs(sums - 1)), trusted=trusted)
 
 
-def _trusted(error, storage, problem: _Fixed, before: _Scaling, after: _Scaling):
-    """The error that a round measured, or one too large to stop at.
+def _trusted(storage, problem: _Fixed, before: _Scaling, after: _Scaling):
+    """Whether a round's error is that of the potentials it left.
 
-    Half precision has the range for densities of nearby potentials only: a round that moved one by
-    more than epsilon does not know what it left, and cannot be the last.
+    Half precision has the range for densities of nearby potentials only: a round that moved them
+    further does not know what it left, and cannot be the last.
     """
     if storage != "half":
-        return error
-    moves = [jnp.max(jnp.abs(new - old)) for new, old in zip(after[:2], before[:2], strict=True)]
-    return jnp.where(jnp.maximum(*moves) > problem.epsilon, jnp.maximum(error, STALE), error)
+        return jnp.asarray(True)
+    moves = [new - old for new, old in zip(after[:2], before[:2], strict=True)]
+    down, up = (-sum(map(jnp.min, moves)), sum(map(jnp.max, moves)))
+    room_down, room_up = kernel.half_range(*(move.shape[0] for move in moves))
+    return (down <= room_down * problem.epsilon) & (up <= room_up * problem.epsilon)
 
 
 def _unfinished(problem: _Fixed, state: _Scaling):
     """Neither the error is met, nor the cap, nor NaN; an unknown error means at least one round."""
     unknown = jnp.isinf(state.error)
     below_cap = state.num_iterations < problem.max_iterations
-    return (state.error > problem.goal) & (unknown | below_cap)
+    unmet = (state.error > problem.goal) | ~state.trusted
+    return unmet & (unknown | below_cap)
 
 
 def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
@@ -405,7 +414,8 @@ def _relaxation(relaxation, error, previous):
     relation for successive over-relaxation). A growing error keeps the relaxation: the optimal
     one is not monotone. Far from the solution, or with nothing to compare, it is 1.
     """
-    rate = jnp.clip((error / previous) ** (1 / ROUND), relaxation - 1, 1)
+    least = jnp.maximum(relaxation - 1, 1e-3)  # at 0, an error of 0 would make it NaN
+    rate = jnp.clip((error / previous) ** (1 / ROUND), least, 1)
     plain = (rate + relaxation - 1) ** 2 / (rate * relaxation**2)
     best = jnp.minimum(2 / (1 + jnp.sqrt(jnp.maximum(1 - plain, 0))), MAX_RELAXATION)
     best = jnp.where(error < previous, best, relaxation)

@@ -76,7 +76,8 @@ def test_warm_starts_do_not_change_the_path(key, d):
         iterations.append(int(cold_info.xy.num_iterations + cold_info.xx.num_iterations))
         cold = cold + 0.5 * velocity
     np.testing.assert_allclose(last.x, cold, atol=1e-3)
-    assert info.num_iterations.sum() < sum(iterations)
+    # Where steps are large the solves start cold, and cost the same.
+    assert info.num_iterations.sum() <= sum(iterations)
 
 
 def test_warm_starts_follow_small_steps_in_few_iterations(key):

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(sinkflow.__file__).parent
 DRIVERS = pathlib.Path(experiments.__file__).parent
 LEVELS = [
     {"types"},
-    {"costs", "data", "interpolants", "models", "ode", "parallel", "checkpoint"},
+    {"costs", "data", "interpolants", "models", "ode", "parallel", "checkpoint", "loops"},
     {"kernel", "assignment", "metrics", "scaling", "train"},
     {"certificate", "gradients"},
     {"sinkhorn"},
@@ -25,6 +25,7 @@ SHARED = {"common", "methods", "peers", "bench_worker"}  # of the drivers; all o
 OPTIMAL_TRANSPORT = {
     "costs",
     "kernel",
+    "loops",
     "certificate",
     "gradients",
     "scaling",
