@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.bench_sinkhorn                  (on the CPU)
           python -m experiments.bench_sinkhorn --device gpu     (peers: pip install -e '.[bench]')
-Runtime:  about six minutes on two CPU cores; not yet measured to the end on a GPU. --time-limit
+Runtime:  about six minutes on two CPU cores, ten on an H200 with --time-limit 4. --time-limit
           bounds the repeated calls of a row, --budget the whole.
 Expected: bench.json with a row for each peer and problem, its tables in bench.md, and the times
           of track B in bench.png; a peer that is missing or fails has its reason for a row.
@@ -179,7 +179,7 @@ class Bench:
     def write(self) -> None:
         record = {
             "rows": self.rows,
-            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k != "out"},
+            "config": common.recorded(dataclasses.asdict(self.config)),
             "commit": self.commit,
             "versions": common.versions(),
             "host_cores": os.cpu_count(),

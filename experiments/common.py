@@ -174,6 +174,11 @@ def require_finite(name: str, values: Any) -> None:
         raise ValueError(f"{name}: {rows.sum()} of {len(rows)} particles are not finite")
 
 
+def recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a record tells of a config: all but the folder, which is of no use elsewhere."""
+    return {name: value for name, value in settings.items() if name != "out"}
+
+
 class Run:
     """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
 
@@ -276,7 +281,7 @@ class Run:
             # The times are those of this start: less than the run's if it was resumed.
             "resumed_from": self.resumed_from,
             "pool_restored": self.pool_restored,
-            "config": self.config,
+            "config": recorded(self.config),
             **self.circumstances(),
         }
         write_json(self.out / "result.json", result)

@@ -3,7 +3,8 @@
 Command:  python -m experiments.scale                                    (a million points, a GPU)
           python -m experiments.scale --num-particles 100000 --dim 784
           python -m experiments.scale --num-particles 20000                (a CPU, half a minute)
-Runtime:  half a minute of compilation; not yet measured at a million points.
+Runtime:  on an H200 three minutes for a million points (two solves, the first of them cut short),
+          half a minute for 100,000 in 784 dimensions.
 Expected: result.json with the time, compilation apart, and the certificates of both solves.
 Source:   the clouds are those of experiments.bench_sinkhorn, track B.
 """

@@ -211,7 +211,7 @@ def start_group(run, label, name, method, settings, truth, executor):
                 "stratified_floor": stratified,
                 "seconds_of_all_seeds": {key: round(value, 2) for key, value in seconds.items()},
                 "certificates": learned.certificates,
-                "settings": dataclasses.asdict(settings),
+                "settings": common.recorded(dataclasses.asdict(settings)),
                 **run.circumstances(),
             }
             path = cell_path(run.out, label, name, seed)

@@ -48,18 +48,68 @@ def test_digits_rows_are_the_records():
         assert row(name, [f"{values[column]:.3f}" for column in columns]) in README, name
 
 
-def test_speed_rows_are_the_records():
-    record = json.loads((RESULTS / "bench-cpu.json").read_text())
+def bench(name):
+    record = json.loads((RESULTS / name).read_text())
     assert re.fullmatch(r"[0-9a-f]{12}", record["commit"])
-    found = {(row["problem"], row["peer"]): row for row in record["rows"] if row["track"] == "B"}
-    for problem in {problem for problem, _ in found}:
-        cells = problem.split("-")[1:]
+    return {
+        (row["track"], row["problem"], row["peer"], row["label"]): row for row in record["rows"]
+    }
+
+
+@pytest.mark.parametrize("name", ["bench-cpu.json", "bench-h200.json"])
+def test_velocity_times_are_the_records(name):
+    rows = bench(name)
+    problems = {problem for track, problem, *_ in rows if track == "B"}
+    assert len(problems) >= 4
+    for problem in problems:
+        cells = problem.split("-")
         for peer in ("sinkflow", "ott", "geomloss"):
-            measured = found[problem, peer]
+            measured = rows["B", problem, peer, ""]
             best = measured["tolerances"].get("0.001")
             text = f"{1e3 * best['seconds']:.3g} ms" if best else None
             cells.append(text or f"not reached, {measured['best_error']:.1e}")
-        assert row(problem.split("-")[0], cells) in README, problem
+        assert row(cells[0], cells[1:]) in README, problem
+
+
+def test_pass_times_are_the_records():
+    rows = bench("bench-h200-passes.json")
+    columns = [("sinkflow", "annealed"), ("sinkflow", "annealed, stored in float16")]
+    columns += [("ott", "plain"), ("geomloss", "averaged"), ("flash", "symmetric, TF32")]
+    for problem in {problem for track, problem, *_ in rows if track == "A"}:
+        cells = []
+        for column in columns:
+            measured = rows["A", problem, *column]
+            slow = "too slow to time" if "too long" in measured.get("not_run", "") else "not run"
+            time = measured.get("seconds_per_pass")
+            cells.append(f"{1e6 * time:.4g}" if time else slow)
+        n, d = problem.split("-")
+        name = f"{n.replace('x', ' clouds of ')}, {d}"
+        assert row(name, cells) in README, problem
+
+
+def test_pool_times_are_the_records():
+    rows = bench("bench-h200.json")
+    columns = [("sinkflow", "all clouds"), ("geomloss", "one cloud at a time")]
+    columns += [("geomloss", "all clouds in one call")]
+    for problem in {problem for track, problem, *_ in rows if track == "C"}:
+        cells = []
+        for column in columns:
+            measured = rows["C", problem, *column]
+            errors = ", ".join(f"{error:.1e}" for error in measured["errors"])
+            cells.append(f"{measured['seconds']:.3g} s ({errors})")
+        assert " | ".join(cells) in README, problem
+
+
+@pytest.mark.parametrize("name", ["1000000-2", "100000-784"])
+def test_large_clouds_are_the_records(name):
+    record = json.loads((RESULTS / f"scale-{name}.json").read_text())
+    solves = [record["cloud to target"], record["cloud to itself"]]
+    assert all(solve["converged"] and solve["marginal_error"] < 1e-3 for solve in solves)
+    seconds = record["seconds"]
+    text = re.sub(r"\s+", " ", README)
+    assert f"{seconds:.0f} s (ε" in text or f"{seconds:.1f} s (0.005" in text
+    iterations = " + ".join(str(solve["num_iterations"]) for solve in solves)
+    assert f"{iterations} iterations, {record['peak_bytes'] / 1e9:.2g} GB" in text
 
 
 def test_records_are_of_clean_checkouts_and_meet_what_the_readme_claims():
