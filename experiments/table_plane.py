@@ -2,7 +2,9 @@
 
 Command:  python -m experiments.table_plane                  (the table)
           python -m experiments.table_plane --grid ablations
-Runtime:  not yet measured to the end on an accelerator; --smoke runs the grid in miniature.
+Runtime:  not yet measured to the end on an accelerator; --smoke runs the grid in miniature. Several
+          devices: a process on each (CUDA_VISIBLE_DEVICES), with tasks of its own (--tasks) and
+          one and the same --out; then once more with all tasks, which makes tables and pictures.
 Expected: no table has been measured yet.
 Source:   arXiv:2401.14069, the 2-D table; methods as cited in experiments/methods.py.
 """
@@ -303,7 +305,10 @@ def draw_group(out, label, name, samples, learned, x0, real):
 
 
 def draw_curves(out, cells, labels, config):
-    """w2.png: W2 against NFE, one panel a task, one line a method, the floor dotted."""
+    """w2.png: W2 against NFE, one panel a task, one line a method.
+
+    Grey, the floors: dotted of independent samples, dashed of stratified ones.
+    """
     fig, axes = plotting.figure(len(config.tasks), size=4.0)
     for axis, name in zip(axes[0], config.tasks, strict=True):
         for index, label in enumerate(labels):
@@ -311,9 +316,12 @@ def draw_curves(out, cells, labels, config):
             means = [np.mean([c["w2"][str(nfe)] for c in cells[label, name]]) for nfe in counts]
             style = {"color": f"C{index}", "ls": STYLES[index // 10], "marker": "."}
             axis.plot(counts, means, label=label, **style)
-        axis.axhline(cells[labels[0], name][0]["floor"], color="0.5", ls=":")
+        for key, style in (("floor", ":"), ("stratified_floor", "--")):
+            axis.axhline(np.mean([c[key] for c in cells[labels[0], name]]), color="0.5", ls=style)
         axis.set(title=name, xscale="log", yscale="log", xlabel="NFE", ylabel="W2")
-    axes[0, -1].legend(fontsize=6)
+        axis.set_xticks(config.nfe, map(str, config.nfe))
+        axis.set_xticks([], minor=True)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     plotting.save(fig, out / "w2.png")
 
 
