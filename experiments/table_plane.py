@@ -316,8 +316,8 @@ def draw_curves(out, cells, labels, config):
             means = [np.mean([c["w2"][str(nfe)] for c in cells[label, name]]) for nfe in counts]
             style = {"color": f"C{index}", "ls": STYLES[index // 10], "marker": "."}
             axis.plot(counts, means, label=label, **style)
-        for key, style in (("floor", ":"), ("stratified_floor", "--")):
-            axis.axhline(np.mean([c[key] for c in cells[labels[0], name]]), color="0.5", ls=style)
+        for key, dashes in (("floor", ":"), ("stratified_floor", "--")):
+            axis.axhline(np.mean([c[key] for c in cells[labels[0], name]]), color="0.5", ls=dashes)
         axis.set(title=name, xscale="log", yscale="log", xlabel="NFE", ylabel="W2")
         axis.set_xticks(config.nfe, map(str, config.nfe))
         axis.set_xticks([], minor=True)
