@@ -12,7 +12,18 @@ ROOT = pathlib.Path(sinkflow.__file__).parent
 DRIVERS = pathlib.Path(experiments.__file__).parent
 LEVELS = [
     {"types"},
-    {"costs", "data", "interpolants", "models", "ode", "parallel", "checkpoint", "loops"},
+    {
+        "costs",
+        "data",
+        "images",
+        "interpolants",
+        "models",
+        "unet",
+        "ode",
+        "parallel",
+        "checkpoint",
+        "loops",
+    },
     {"kernel", "assignment", "metrics", "scaling", "train"},
     {"certificate", "gradients"},
     {"sinkhorn"},
@@ -40,10 +51,12 @@ FORBIDDEN = {
     **dict.fromkeys(sorted(OPTIMAL_TRANSPORT), OPTIMISERS),
     "assignment": OPTIMISERS,
     "data": OPTIMISERS,
+    "images": OPTIMISERS,
     "interpolants": OPTIMISERS,
     "pool": OPTIMISERS,
     "ode": {"flax", "optax", "models"},
     "models": {"optax", *OPTIMAL_TRANSPORT},
+    "unet": {"optax", *OPTIMAL_TRANSPORT},
     "metrics": {"assignment", *OPTIMAL_TRANSPORT},  # a judge shares no code with the judged
     "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
     "sampling": {"train", *OPTIMAL_TRANSPORT},

@@ -1,0 +1,253 @@
+"""Velocity field and time predictor for images (Linen modules, called with x [n, h, w, c])."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sinkflow.types import Array, Float, Int
+
+TIME_SCALE = 1000.0  # the sines below were made for step numbers; flow time runs over [0, 1]
+LONGEST_PERIOD = 10_000.0  # of the sines over 2 pi, in the same unit
+
+
+class UNet(nn.Module):
+    """Residual U-shaped network: x [n, h, w, c], t [n] and labels [n] to a velocity like x.
+
+    Levels halve the resolution; what every block and every halving of the way down returns
+    is joined to the block of the same resolution on the way up. Zero at initialisation.
+
+    Attributes:
+      channels: width of the first level.
+      multipliers: width of each level, in units of ``channels``.
+      num_blocks: residual blocks of a level on the way down; one more on the way up.
+      attention: heights at which blocks are followed by self-attention [pixels]; unless
+        empty, the middle of the network attends too.
+      head_dim: width of an attention head.
+      dropout: rate within residual blocks, with ``train=True`` only, which then needs
+        ``rngs={"dropout": key}`` (a key of ``impl="rbg"`` is the cheap one on a GPU).
+      num_classes: 0 for a field without labels.
+      dtype: of activations and products. Parameters, the embedding of time, statistics of
+        normalisation, softmax and the result are float32 at any value.
+
+    Raises:
+      ValueError: at trace time, if images cannot be halved at every level, attention does not
+        fit the heights or widths, or labels and ``num_classes`` do not go together.
+
+    Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, appendix B, with the halving, heads and
+    labels of Dhariwal & Nichol 2021, arXiv:2105.05233; the network of arXiv:2401.14069.
+    """
+
+    channels: int
+    multipliers: Sequence[int]
+    num_blocks: int = 2
+    attention: Sequence[int] = ()
+    head_dim: int = 64
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        t: Float[Array, "n"],
+        labels: Int[Array, "n"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "n h w c"]:
+        _check_image(x, self.multipliers, self.attention)
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        condition = Condition(self.channels, self.num_classes)(t, labels)
+
+        def residual(h, width):
+            return ResidualBlock(width, self.dropout, self.dtype)(h, condition, train=train)
+
+        def attend(h):
+            return SelfAttention(self.head_dim, self.dtype)(h)
+
+        def block(h, width):
+            h = residual(h, width)
+            return attend(h) if h.shape[1] in self.attention else h
+
+        h = _conv(self.channels, self.dtype)(x)
+        kept = [h]
+        for level, width in enumerate(widths):
+            if level > 0:
+                h = _conv(h.shape[-1], self.dtype, strides=2)(h)
+                kept.append(h)
+            for _ in range(self.num_blocks):
+                h = block(h, width)
+                kept.append(h)
+
+        h = residual(h, widths[-1])
+        h = attend(h) if self.attention else h
+        h = residual(h, widths[-1])
+
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(self.num_blocks + 1):
+                h = block(jnp.concatenate([h, kept.pop()], axis=-1), width)
+            if level > 0:
+                h = _conv(width, self.dtype)(_doubled(h))
+
+        h = nn.silu(_group_norm(h, self.dtype))
+        return _conv(x.shape[-1], self.dtype, zero=True)(h).astype(jnp.float32)
+
+
+# The settings of METHOD.md; for CIFAR-10 35.7 million parameters, for MNIST 1.5.
+CIFAR_UNET = functools.partial(
+    UNet, channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention=(16,), dropout=0.1
+)
+MNIST_UNET = functools.partial(UNet, channels=32, multipliers=(1, 2, 2), num_blocks=2)
+
+
+class ConvTimePredictor(nn.Module):
+    """Where between source and target an image lies: x [n, h, w, c] to t [n] in (0, 1).
+
+    Attributes:
+      widths: of the 3x3 convolutions; the resolution halves after all but the last.
+      dtype: as in :class:`UNet`.
+
+    Source: the phase-transition time predictor of arXiv:2401.14069.
+    """
+
+    widths: Sequence[int] = (32, 64, 128, 256)
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+        h = x
+        for number, width in enumerate(self.widths):
+            if number > 0:  # "SAME", so that an odd or tiny image keeps its last row
+                h = nn.avg_pool(h, (2, 2), (2, 2), "SAME", count_include_pad=False)
+            h = nn.silu(_conv(width, self.dtype)(h))
+        h = jnp.mean(h, axis=(1, 2), dtype=jnp.float32)
+        return nn.sigmoid(nn.Dense(1)(h)[:, 0])
+
+
+class Condition(nn.Module):
+    """What every residual block is told: t [n], and labels [n] if there are classes.
+
+    Attributes:
+      channels: number of sines and cosines together; the result is four times as wide.
+      num_classes: 0 for none.
+    """
+
+    channels: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, t: Float[Array, "n"], labels: Int[Array, "n"] | None
+    ) -> Float[Array, "n width"]:
+        if (labels is None) != (self.num_classes == 0):
+            given = "no labels" if labels is None else "labels"
+            raise ValueError(
+                f"{given} given and num_classes is {self.num_classes}; pass labels exactly "
+                "when num_classes is positive"
+            )
+        # In float32 at any dtype: phases need the digits, and so small a network costs nothing.
+        width = 4 * self.channels
+        h = nn.Dense(width)(nn.silu(nn.Dense(width)(_sinusoids(t, self.channels))))
+        if labels is not None:
+            h = h + nn.Embed(self.num_classes, width)(labels)
+        return nn.silu(h)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions around x, the condition added between them.
+
+    Attributes:
+      width: channels of the result; x is projected where it differs.
+      dropout: rate before the second convolution.
+      dtype: as in :class:`UNet`.
+    """
+
+    width: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], condition: Float[Array, "n d"], *, train: bool
+    ) -> Float[Array, "n h w width"]:
+        h = _conv(self.width, self.dtype)(nn.silu(_group_norm(x, self.dtype)))
+        h = h + nn.Dense(self.width, dtype=self.dtype)(condition)[:, None, None, :]
+        h = nn.silu(_group_norm(h, self.dtype))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = _conv(self.width, self.dtype, zero=True)(h)
+        if x.shape[-1] != self.width:
+            x = nn.Dense(self.width, dtype=self.dtype)(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Every pixel reads from all pixels of its image; added to x.
+
+    Attributes:
+      head_dim: width of a head; it divides the channels of x.
+      dtype: as in :class:`UNet`.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """
+
+    head_dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, height, width, channels = x.shape
+        if channels % self.head_dim:
+            raise ValueError(
+                f"attention over {channels} channels with head_dim {self.head_dim}; "
+                "choose a head_dim that divides the width of every level that attends"
+            )
+        qkv = nn.Dense(3 * channels, dtype=self.dtype)(_group_norm(x, self.dtype))
+        qkv = qkv.reshape(n, height * width, 3, channels // self.head_dim, self.head_dim)
+        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        zeros = nn.initializers.zeros_init()
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros)(h.reshape(x.shape))
+
+
+def _check_image(x, multipliers, attention):
+    size, factor = x.shape[1:3], 2 ** (len(multipliers) - 1)
+    if size[0] % factor or size[1] % factor:
+        raise ValueError(
+            f"images of {size[0]}x{size[1]} with {len(multipliers)} levels; pad height and "
+            f"width to multiples of {factor} or use fewer multipliers"
+        )
+    heights = [size[0] // 2**level for level in range(len(multipliers))]
+    if not set(attention) <= set(heights):
+        raise ValueError(
+            f"attention at heights {tuple(attention)} with levels of heights {heights}; "
+            "choose among these"
+        )
+
+
+def _sinusoids(t, count):
+    """Cosines and sines of t, periods from 2 pi / TIME_SCALE geometrically up; float32."""
+    half = count // 2
+    rates = TIME_SCALE * LONGEST_PERIOD ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    phase = t.astype(jnp.float32)[:, None] * rates[None, :]
+    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=1)
+
+
+def _conv(width, dtype, strides=1, zero=False):
+    init = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
+    # Explicit padding: with a stride "SAME" pads one side only, in a pass of its own on a GPU.
+    return nn.Conv(width, (3, 3), strides=strides, padding=1, dtype=dtype, kernel_init=init)
+
+
+def _group_norm(x, dtype):
+    # At least four channels a group, for a group of one would subtract the time added to it.
+    channels = x.shape[-1]
+    counts = [count for count in range(1, 33) if channels % count == 0 and 4 * count <= channels]
+    return nn.GroupNorm(max(counts, default=1), dtype=dtype)(x)
+
+
+def _doubled(h):
+    """Nearest-neighbour image of twice the size: broadcasts, which fuse, where resize gathers."""
+    return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
