@@ -1,6 +1,7 @@
 """Plumbing that every driver shares: command line, output folder, log, resume, timing."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -224,11 +225,22 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, phase: str):
-        """Adds the block's seconds, without compilation, to ``times[phase]``."""
-        begin, compiled = time.perf_counter(), self.times["compile"]
+        """Adds the block's seconds to ``times[phase]``.
+
+        Compilation, and blocks timed within this one, count for themselves alone.
+        """
+        begin, counted = time.perf_counter(), sum(self.times.values())
         yield
-        seconds = time.perf_counter() - begin - (self.times["compile"] - compiled)
+        seconds = time.perf_counter() - begin - (sum(self.times.values()) - counted)
         self.times[phase] = self.times.get(phase, 0.0) + seconds
+
+    def stage(self, name: str) -> "Run":
+        """This run in a subfolder: a log and checkpoints of its own, the same clock."""
+        part = copy.copy(self)
+        part.out = self.out / name
+        part.out.mkdir(exist_ok=True)
+        part.log_file = part.out / self.log_file.name
+        return part
 
     def log(self, step: int, **values: Any) -> None:
         """Appends a line to metrics.jsonl.
@@ -246,6 +258,7 @@ class Run:
     def logged(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one logged quantity."""
         lines = [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        lines = [line for line in lines if name in line]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
     def forget_after(self, step: int) -> None:
@@ -302,7 +315,11 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
     """
     key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
     share = check_batch(config.batch_size)
-    check_steps(config.train_steps, config.steps_per_call, config.checkpoint_every)
+    check_steps(
+        config.steps_per_call,
+        train_steps=config.train_steps,
+        checkpoint_every=config.checkpoint_every,
+    )
     check_pool(config)
     if not config.nfe:
         raise ValueError("nfe is empty; give at least one number of network evaluations")
@@ -320,7 +337,7 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
             run,
             train.init(key_init, model, optimizer, config.DIM),
             train.make_steps(step, draw, config.steps_per_call),
-            (rows, jax.random.split(key_train, jax.local_device_count())),
+            lambda part: (rows, jax.random.split(key_train, jax.local_device_count())),
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
@@ -391,11 +408,13 @@ def fit(
     run: Run,
     state: train.TrainState,
     steps: train.Step,
-    data: Any,
+    data: Callable[[int], Any],
     *,
     num_steps: int,
     steps_per_call: int,
     checkpoint_every: int,
+    refresh_every: int = 0,
+    description: str = "training",
 ) -> train.TrainState:
     """Trains to ``num_steps``, resuming from the newest checkpoint and writing new ones.
 
@@ -403,25 +422,41 @@ def fit(
       run: owns the folder and the log.
       state: fresh state; replaced by the checkpoint's if there is one.
       steps: from :func:`sinkflow.train.make_steps`, doing ``steps_per_call`` steps.
-      data: its second argument, leading axes divisible by the number of devices.
+      data: makes its second argument for each part of the training, from the part's number;
+        leading axes divisible by the number of devices.
       num_steps: optimiser steps in all.
       steps_per_call: optimiser steps of one dispatched call.
       checkpoint_every: optimiser steps between checkpoints.
+      refresh_every: optimiser steps of a part; 0 for one part, the whole training.
+      description: what the bar is named.
 
     Raises:
       ValueError: step counts that are not multiples of one another.
     """
-    check_steps(num_steps, steps_per_call, checkpoint_every)
+    part_steps = refresh_every or num_steps
+    check_steps(
+        steps_per_call,
+        train_steps=num_steps,
+        checkpoint_every=checkpoint_every,
+        refresh_every=part_steps,
+    )
     folder = run.out / "checkpoints"
     if checkpoint.latest_step(folder) is not None:
         state = checkpoint.restore(folder, state, run.settings)
         run.resumed_from = int(state.step)
     done = int(state.step)
     run.forget_after(done)
-    advance, data = parallel.pmap_step(steps), parallel.shard(data)
-    with tqdm(total=num_steps, initial=done, desc="training", disable=None) as bar:
+    advance, shards, part = parallel.pmap_step(steps), None, -1
+    state = parallel.replicate(state)
+    with tqdm(total=num_steps, initial=done, desc=description, disable=None) as bar:
         while done < num_steps:
-            state, info = advance(state, data)
+            if done // part_steps != part:
+                shards = None  # the last part's memory is free before the next one takes its own
+                shards = parallel.shard(data(done // part_steps))
+                if part < 0:
+                    say_memory(description, advance.lower(state, shards).compile())
+                part = done // part_steps
+            state, info = advance(state, shards)
             done += steps_per_call
             run.log(done, **info._asdict())
             bar.update(steps_per_call)
@@ -431,10 +466,20 @@ def fit(
     return state
 
 
-def check_steps(train_steps: int, steps_per_call: int, checkpoint_every: int) -> None:
-    """Raises ValueError unless whole calls make up the training and every checkpoint."""
+def say_memory(description: str, program: Any) -> None:
+    """Prints what a compiled call needs of each device: arguments, results and scratch."""
+    sizes = program.memory_analysis()
+    if sizes is None:  # not every backend tells
+        return
+    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    tqdm.write(f"{description}: {needed / 1e9:.2f} GB of device memory")
+
+
+def check_steps(steps_per_call: int, **counts: int) -> None:
+    """Raises ValueError that names the first count that whole calls do not make up."""
     check_positive_counts(steps_per_call=steps_per_call)
-    for name, count in (("train_steps", train_steps), ("checkpoint_every", checkpoint_every)):
+    for name, count in counts.items():
         if count < 1 or count % steps_per_call:
             raise ValueError(f"{name} is {count}; it must be a multiple of {steps_per_call}")
 

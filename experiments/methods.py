@@ -242,7 +242,7 @@ def nsgf_plus_plus(config, task, keys, timed):
     def draw(x0, nfe):
         if nfe < 3:
             return None
-        early = min(config.flow_steps, (nfe - 1) // 2)
+        early, late = sampling.phase_steps(nfe, config.flow_steps)
 
         def two(params, x):
             return sampling.two_phase(
@@ -252,7 +252,7 @@ def nsgf_plus_plus(config, task, keys, timed):
                 params,
                 x,
                 nsgf_steps=early,
-                straight_steps=nfe - 1 - early,
+                straight_steps=late,
                 horizon=config.horizon(),
                 power=config.time_power,
             )

@@ -15,12 +15,13 @@ import json
 import os
 import pathlib
 import re
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
+import tyro
 
-from experiments import common, methods
+from experiments import common, methods, tables
 from sinkflow import data, metrics, plotting
 
 ABLATIONS: dict[str, list[dict[str, Any]]] = {
@@ -71,6 +72,8 @@ class Config(common.FlowConfig):
     """Independent draws behind each floor."""
     refreshes: int = 1
     """Pools built in the course of a training."""
+    checkpoint_every: tyro.conf.Suppress[int] = 0
+    """Of no use here: what is kept of a killed grid are its finished groups."""
 
     SMOKE: ClassVar[dict] = {
         "seeds": 2,
@@ -127,11 +130,9 @@ def main(config: Config) -> list:
             future.result()
     labels = list(grid)
     cells = read_cells(run.out, labels, config)
-    made = tables(cells, labels, config)
-    common.write_text(run.out / "table.md", "\n".join(map(markdown, made)))
-    common.write_text(run.out / "table.tex", "\n".join(map(latex, made)))
+    made = make_tables(cells, labels, config)
     draw_curves(run.out, cells, labels, config)
-    print("\n".join(map(markdown, made)))
+    tables.write(run.out, made)
     run.finish(cells=len(grid) * len(tasks) * config.seeds)
     return made
 
@@ -243,15 +244,7 @@ def read_cells(out, labels, config) -> dict[tuple[str, str], list[dict]]:
     }
 
 
-class Table(NamedTuple):
-    """One task's numbers, ready to print."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-def tables(cells, labels, config) -> list[Table]:
+def make_tables(cells, labels, config) -> list[tables.Table]:
     """W2 mean ± standard deviation over seeds for each task, method and NFE, from the cells."""
     made = []
     for name in config.tasks:
@@ -268,27 +261,15 @@ def tables(cells, labels, config) -> list[Table]:
             rows.append([label, *values, *(f"{value:.1f}" for value in spent)])
         title = f"{name}: W2, floor {floor:.3f}, stratified floor {stratified:.3f}"
         times = ["pool [s]", "train [s]", "sample [s]"]
-        made.append(Table(title, ["method", *(f"NFE {k}" for k in config.nfe), *times], rows))
+        made.append(
+            tables.Table(title, ["method", *(f"NFE {k}" for k in config.nfe), *times], rows)
+        )
     return made
 
 
 def mean_and_deviation(group, nfe) -> str:
     values = [cell["w2"][str(nfe)] for cell in group if str(nfe) in cell["w2"]]
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "n/a"
-
-
-def markdown(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def latex(table: Table) -> str:
-    lines = [
-        " & ".join(line).replace("±", r"$\pm$") + r" \\" for line in (table.header, *table.rows)
-    ]
-    columns = "l" + "r" * (len(table.header) - 1)
-    body = "\n".join([lines[0], r"\hline", *lines[1:]])
-    return f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
 
 
 def draw_group(out, label, name, samples, learned, x0, real):

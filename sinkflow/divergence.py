@@ -15,7 +15,7 @@ from sinkflow.sinkhorn import (
     solve,
     solve_self,
 )
-from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
+from sinkflow.types import Array, Bool, Float, Int, PRNGKey, Scalar, ScalarLike
 
 OFF_DIAGONAL = 1e-5  # mass of a row, less than which moves no particle visibly in float32
 
@@ -72,6 +72,32 @@ def barycentric_map(
     """
     weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
     return _project(kernel.Cost(x, y, None), g, epsilon, weights)
+
+
+@jax.jit
+def draw_partners(
+    key: PRNGKey,
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    g: Float[Array, "m"],
+    epsilon: ScalarLike,
+    b: Float[Array, "m"] | None = None,
+) -> Int[Array, "n"]:
+    r"""For every x_i the index j of one target, drawn from its row of an entropic plan.
+
+    The pairs (x_i, y_j) are a sample of the plan, one for each x_i: what flow matching on
+    optimal pairs needs, at any cloud size. Arguments are those of :func:`barycentric_map`.
+
+    Source:
+      Minibatch couplings: Tong et al. 2024, arXiv:2302.00482, sec. 3.3.
+    """
+    weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
+
+    def row_fn(row, key):
+        return jax.random.categorical(key, (g - row) / epsilon + jnp.log(weights))
+
+    cost = kernel.Cost(x, y, None)
+    return kernel.map_rows(row_fn, cost, jax.random.split(key, x.shape[0]))
 
 
 @jax.jit

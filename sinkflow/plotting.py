@@ -60,16 +60,18 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
 
 
 def image_grid(rows: Mapping[str, np.ndarray], columns: int = 10) -> Figure:
-    """Grey images [n, h, w] in [-1, 1], titled blocks one under another."""
+    """Images [n, h, w] or [n, h, w, c] in [-1, 1], titled blocks one under another."""
     fig, axes = figure(1, len(rows), size=columns * 0.7)
     for axis, (title, images) in zip(axes[:, 0], rows.items(), strict=True):
         images = np.asarray(images)
         images = images[: len(images) // columns * columns]
-        padded = np.pad(images, ((0, 0), (1, 0), (1, 0)), constant_values=-1.0)
-        count, height, width = padded.shape
-        blocks = padded.reshape(count // columns, columns, height, width)
-        mosaic = blocks.transpose(0, 2, 1, 3).reshape(-1, columns * width)
-        axis.imshow(mosaic, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        images = images if images.ndim == 4 else images[..., None]
+        padded = np.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=-1.0)
+        count, height, width, channels = padded.shape
+        blocks = padded.reshape(count // columns, columns, height, width, channels)
+        mosaic = blocks.transpose(0, 2, 1, 3, 4).reshape(-1, columns * width, channels)
+        mosaic = np.clip((mosaic + 1) / 2, 0, 1)
+        axis.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     tallest = [len(images) // columns for images in rows.values()]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from sinkflow import costs, flow, interpolants
 from sinkflow.types import Array, Float, PRNGKey, ScalarLike
@@ -60,6 +61,7 @@ def build(
     max_iterations: int = 5_000,
     independent_self: bool = False,
     storage: str = "auto",
+    dtype: DTypeLike | None = None,
     allow_unconverged: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[Pool, PoolInfo]:
@@ -80,6 +82,8 @@ def build(
       max_iterations: cap on each solve's iterations.
       independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
       storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
+      dtype: of the positions and velocities that are kept, default the clouds' own. A pool of
+        images in float16 takes half the memory; :func:`sample` computes in full precision.
       allow_unconverged: keep the pool even if some solves did not converge.
       progress: wraps the iteration over calls, for a progress bar.
 
@@ -116,7 +120,7 @@ def build(
         trajectory, info = _simulate(
             x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
         )
-        pools.append(_from_trajectories(trajectory, step_sizes, time))
+        pools.append(_from_trajectories(trajectory, step_sizes, time, dtype))
         infos.append(info)
     info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
     if not (allow_unconverged or info.converged.all()):
@@ -147,8 +151,8 @@ def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_
     return jax.vmap(simulate)(x, y)
 
 
-@functools.partial(jax.jit, static_argnames="time")
-def _from_trajectories(trajectory, step_sizes, time) -> Pool:
+@functools.partial(jax.jit, static_argnames=("time", "dtype"))
+def _from_trajectories(trajectory, step_sizes, time, dtype) -> Pool:
     """Rows of stacked trajectories [clouds, steps, n, ...], particles first."""
     clouds, _, n, _ = trajectory.x.shape
     x, velocity = (
@@ -162,7 +166,8 @@ def _from_trajectories(trajectory, step_sizes, time) -> Pool:
         t, width = 1 - before, before - remaining
         velocity = velocity / before[None, :, None]  # dx/ds = v dt/ds, constant over the segment
     t, width = (jnp.broadcast_to(leaf, (clouds * n, leaf.shape[0])) for leaf in (t, width))
-    return Pool(x, velocity, t, width)
+    dtype = x.dtype if dtype is None else dtype
+    return Pool(x.astype(dtype), velocity.astype(dtype), t, width)
 
 
 def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
@@ -188,8 +193,8 @@ def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
     weights = jnp.where(jnp.sum(width, axis=1, keepdims=True) > 0, width, 1.0)
     k = jax.random.categorical(key_step, jnp.log(weights))
     elapsed = jax.random.uniform(key_place, (batch_size,)) * pool.width[row, k]
-    velocity = pool.velocity[row, k]
-    return Rows(pool.x[row, k] + elapsed[:, None] * velocity, pool.t[row, k] + elapsed, velocity)
+    x, velocity = (leaf[row, k].astype(width.dtype) for leaf in (pool.x, pool.velocity))
+    return Rows(x + elapsed[:, None] * velocity, pool.t[row, k] + elapsed, velocity)
 
 
 def abstract(rows: int, steps: int, dim: int) -> Any:

@@ -39,6 +39,22 @@ def nsgf(
     return ode.integrate(apply_fn, params, x, t0=t0, t1=t1, nfe=nfe, method=method, power=power)
 
 
+def phase_steps(nfe: int, most: int) -> tuple[int, int]:
+    """Steps of the two phases of NSGF++ that spend exactly ``nfe`` evaluations.
+
+    One goes to the time predictor, half of the others to the first phase, ``most`` at most.
+
+    Raises:
+      ValueError: nfe < 3, too few for two phases and the predictor; or most < 1.
+    """
+    if nfe < 3:
+        raise ValueError(f"nfe is {nfe}; two phases and the time predictor need at least 3")
+    if most < 1:
+        raise ValueError(f"the first phase has {most} steps; it needs at least 1")
+    first = min(most, (nfe - 1) // 2)
+    return first, nfe - 1 - first
+
+
 def two_phase(
     nsgf_fn: ode.ApplyFn,
     straight_fn: ode.ApplyFn,

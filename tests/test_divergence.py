@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import logsumexp
 
-from sinkflow.divergence import barycentric_map, sinkhorn_divergence, sinkhorn_velocity
+from sinkflow.divergence import (
+    barycentric_map,
+    draw_partners,
+    sinkhorn_divergence,
+    sinkhorn_velocity,
+)
 from sinkflow.sinkhorn import _sinkhorn, sinkhorn
 
 N, M = 13, 9
@@ -190,6 +195,33 @@ def test_large_epsilon_leaves_the_distance_of_the_means(key):
     expected = jnp.broadcast_to((y.mean(0) - x.mean(0))[None], x.shape)
     np.testing.assert_allclose(velocity, expected, atol=1e-3)
     np.testing.assert_allclose(info.neighbours, M, rtol=1e-3)
+
+
+def test_partners_are_drawn_from_the_rows_of_the_plan(key):
+    x, y, b, epsilon = (
+        jax.random.normal(key, (2, 2)),
+        jnp.eye(3, 2),
+        jnp.array([0.2, 0.5, 0.3]),
+        0.7,
+    )
+    g = jnp.array([0.3, -0.2, 0.1])
+    draws = 4_000
+    many = jnp.repeat(x, draws, axis=0)
+    chosen = np.asarray(draw_partners(key, many, y, g, epsilon, b)).reshape(2, draws)
+    cost = 0.5 * np.sum((np.asarray(x)[:, None] - np.asarray(y)[None]) ** 2, axis=2)
+    plan = np.asarray(b) * np.exp((np.asarray(g) - cost) / epsilon)
+    for row, expected in zip(chosen, plan / plan.sum(axis=1, keepdims=True), strict=True):
+        # Four standard deviations of a share of that many draws.
+        np.testing.assert_allclose(np.bincount(row, minlength=3) / draws, expected, atol=0.032)
+
+
+def test_partners_of_a_sharp_plan_are_the_assignment(key):
+    x = jax.random.normal(key, (16, 3))
+    order = jax.random.permutation(key, 16)
+    y = x[order] + 0.01
+    out = sinkhorn(x, y, 1e-3)
+    partners = draw_partners(key, x, y, out.g, 1e-3)
+    np.testing.assert_array_equal(order[partners], np.arange(16))
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 1.0])

@@ -406,7 +406,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def scale_problem(learning_rate):
-    """State, steps and data of a field a x towards velocity 2 x."""
+    """State, steps and data of a field a x towards velocity 2 x, in the next part 3 x."""
     optimizer = optax.sgd(learning_rate)
     step = train.make_step(lambda params, x, t: params["a"] * x, optimizer, ema_decay=0.9)
 
@@ -416,8 +416,8 @@ def scale_problem(learning_rate):
 
     params, average = {"a": jnp.array([[0.5]])}, {"a": jnp.array([[0.5]])}
     state = train.TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
-    data = (jnp.full(4, 2.0), jax.random.split(jax.random.key(0), 4))
-    return state, train.make_steps(step, draw, 5), data
+    keys = jax.random.split(jax.random.key(0), 4)
+    return state, train.make_steps(step, draw, 5), lambda part: (jnp.full(4, 2.0 + part), keys)
 
 
 def test_fit_resumes_to_the_same_parameters(tmp_path):
@@ -434,6 +434,23 @@ def test_fit_resumes_to_the_same_parameters(tmp_path):
     assert abs(float(whole.params["a"][0, 0]) - 2) < 0.9  # it started 1.5 away
 
 
+def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
+    counts = {"steps_per_call": 5, "checkpoint_every": 5, "refresh_every": 10}
+    runs = [common.Run(plane.Config(out=str(tmp_path / name))) for name in ("whole", "parts")]
+    whole = common.fit(runs[0], *scale_problem(0.01), num_steps=20, **counts)
+    common.fit(runs[1], *scale_problem(0.01), num_steps=15, **counts)
+    parts = common.fit(runs[1], *scale_problem(0.01), num_steps=20, **counts)
+    chex.assert_trees_all_equal(parts, whole)
+    same = common.fit(
+        common.Run(plane.Config(out=str(tmp_path / "same"))),
+        *scale_problem(0.01),
+        num_steps=20,
+        steps_per_call=5,
+        checkpoint_every=5,
+    )
+    assert whole.params["a"] > same.params["a"] + 0.01  # the second part asked for more
+
+
 def test_diverging_training_stops_before_it_saves(run):
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         common.fit(run, *scale_problem(1e25), num_steps=20, steps_per_call=5, checkpoint_every=5)
@@ -444,14 +461,20 @@ def test_diverging_training_stops_before_it_saves(run):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ((12, 5), "train_steps is 12"),
-        ((10, 7), "checkpoint_every is 7"),
-        ((0, 5), "train_steps is 0"),
+        ((12, 5, 0), "train_steps is 12"),
+        ((10, 7, 0), "checkpoint_every is 7"),
+        ((0, 5, 0), "train_steps is 0"),
+        ((10, 5, 3), "refresh_every is 3"),
     ],
 )
 def test_step_counts_that_do_not_fit_raise(run, counts, message):
-    num_steps, every = counts
+    num_steps, every, refresh = counts
     with pytest.raises(ValueError, match=f"{message}; it must be a multiple of 5"):
         common.fit(
-            run, *scale_problem(0.01), num_steps=num_steps, steps_per_call=5, checkpoint_every=every
+            run,
+            *scale_problem(0.01),
+            num_steps=num_steps,
+            steps_per_call=5,
+            checkpoint_every=every,
+            refresh_every=refresh,
         )

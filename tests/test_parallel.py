@@ -85,3 +85,22 @@ def test_shard_splits_typed_keys_too(key):
 def test_shard_refuses_what_the_devices_cannot_share(size):
     with pytest.raises(ValueError, match=f"batch of {size} cannot be split evenly over 4 devices"):
         parallel.shard({"even": np.zeros((8, 2)), "odd": np.zeros((size, 2))})
+
+
+def test_a_replicated_state_is_compiled_for_once(problem):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    step, state, rows = problem
+    advance, sharded, state = (
+        parallel.pmap_step(step),
+        parallel.shard(rows),
+        parallel.replicate(state),
+    )
+    compiled.clear()
+    for _ in range(3):
+        state, _ = advance(state, sharded)
+    assert int(state.step) == 3
+    assert len(compiled) <= 1
+    assert compiled  # it is what jax still calls the event

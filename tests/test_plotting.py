@@ -70,11 +70,19 @@ def test_trajectories_draw_every_path_from_start_to_end():
 
 def test_image_grid_holds_the_images_in_order():
     first = FIGURES["images"]().axes[0].get_images()[0].get_array()
-    assert first.shape == (2 * 9, 10 * 9)  # two rows of ten, each with a border of one
+    assert first.shape[:2] == (2 * 9, 10 * 9)  # two rows of ten, each with a border of one
     for index in (0, 9, 10, 19):
         row, column = divmod(index, 10)
         block = first[9 * row + 1 : 9 * row + 9, 9 * column + 1 : 9 * column + 9]
-        np.testing.assert_allclose(block, IMAGES[index])
+        np.testing.assert_allclose(2 * block.reshape(8, 8) - 1, IMAGES[index], atol=1e-6)
+
+
+def test_image_grid_in_colour_keeps_the_channels():
+    images = np.zeros((2, 4, 4, 3)) - 1
+    images[1, ..., 2] = 3.0  # brighter than there is: cut at one
+    [drawn] = plotting.image_grid({"two": images}, columns=2).axes[0].get_images()
+    np.testing.assert_array_equal(drawn.get_array()[1:, 6:], np.broadcast_to([0, 0, 1], (4, 4, 3)))
+    np.testing.assert_array_equal(drawn.get_array()[1:, 1:5], np.zeros((4, 4, 3)))
 
 
 def test_class_bars_have_the_height_of_the_shares():

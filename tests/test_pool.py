@@ -217,6 +217,16 @@ def test_abstract_pool_matches_a_built_one(key, time):
     chex.assert_trees_all_equal_shapes_and_dtypes(rows, pool.abstract(CLOUDS * N, STEPS, dim=2))
 
 
+def test_half_precision_pool_holds_the_same_rows_in_half_the_memory(key):
+    full, half = built(key)[0], built(key, dtype=jnp.float16)[0]
+    assert half.x.nbytes + half.velocity.nbytes == (full.x.nbytes + full.velocity.nbytes) // 2
+    rows, expected = (pool.sample(leaf, key, 256) for leaf in (half, full))
+    chex.assert_trees_all_equal_shapes_and_dtypes(rows, expected)
+    # Rounded to 11 digits: positions and velocities are at most about 20.
+    chex.assert_trees_all_close(rows, expected, atol=20 * 2**-11)
+    assert np.any(np.asarray(rows.x) != np.asarray(expected.x))
+
+
 def test_summary_by_hand():
     info = pool.PoolInfo(
         converged=np.array([[True, False], [True, True]]),

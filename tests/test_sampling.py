@@ -89,3 +89,17 @@ def test_two_phase_spends_its_evaluations_and_starts_each_sample_at_its_own_time
     jax.effects_barrier()
     np.testing.assert_allclose(out, [[1.0, 1.0], [3.0, 1.0], [5.0, 1.0]], atol=1e-6)
     assert calls == ["first"] * 3 + ["predict"] + ["second"] * 4
+
+
+@pytest.mark.parametrize(
+    ("nfe", "most", "steps"), [(3, 5, (1, 1)), (10, 5, (4, 5)), (60, 5, (5, 54))]
+)
+def test_phases_and_predictor_spend_the_evaluations(nfe, most, steps):
+    assert sampling.phase_steps(nfe, most) == steps
+    assert sum(steps) + 1 == nfe
+
+
+@pytest.mark.parametrize(("nfe", "most"), [(2, 5), (10, 0)])
+def test_phases_without_steps_raise(nfe, most):
+    with pytest.raises(ValueError, match="at least"):
+        sampling.phase_steps(nfe, most)

@@ -1,0 +1,36 @@
+"""Tables of the drivers, in Markdown and LaTeX."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments import common
+
+
+class Table(NamedTuple):
+    """Numbers as text, ready to print."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def markdown(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(table: Table) -> str:
+    lines = [
+        " & ".join(line).replace("±", r"$\pm$") + r" \\" for line in (table.header, *table.rows)
+    ]
+    columns = "l" + "r" * (len(table.header) - 1)
+    body = "\n".join([lines[0], r"\hline", *lines[1:]])
+    return f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def write(folder: pathlib.Path, tables: Sequence[Table]) -> None:
+    """table.md and table.tex in the folder, and the former on the terminal."""
+    common.write_text(folder / "table.md", "\n".join(map(markdown, tables)))
+    common.write_text(folder / "table.tex", "\n".join(map(latex, tables)))
+    print("\n".join(map(markdown, tables)))
