@@ -53,6 +53,9 @@ class FlowConfig:
     """Rows of each optimiser step, over all devices."""
     train_steps: int = 4_000
     """Optimiser steps."""
+    row_power: float = 1.0
+    """A row's time is u^row_power of its path's, u uniform: above 1 early times are seen more
+    often, where paths part. Flow time takes its stored states alike."""
     learning_rate: float = 2e-3
     """Peak of Adam's learning rate: linear warm-up over 5% of the steps, then cosine decay."""
     ema_decay: float = 0.999
@@ -332,7 +335,7 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
     with run.timed("train"):
         model, optimizer = network(config)
         step = train.make_step(model.apply, optimizer, ema_decay=config.ema_decay)
-        draw = functools.partial(pool.sample, batch_size=share)
+        draw = functools.partial(pool.sample, batch_size=share, power=config.row_power)
         state = fit(
             run,
             train.init(key_init, model, optimizer, config.DIM),

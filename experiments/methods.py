@@ -119,15 +119,15 @@ def flow_pool(config, task, keys, independent_self: bool):
 # Training, seeds side by side.
 
 
-def pool_rows(rows, key, batch_size):
-    return pool.sample(rows, key, batch_size)
+def pool_rows(rows, key, batch_size, power):
+    return pool.sample(rows, key, batch_size, power)
 
 
-def trigonometric_rows(rows, key, batch_size):
+def trigonometric_rows(rows, key, batch_size, power):
     """Rows of the stochastic interpolant, from a pool of pairs."""
     key_row, key_t = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, rows.x.shape[0])
-    t = jax.random.uniform(key_t, (batch_size,))
+    t = jax.random.uniform(key_t, (batch_size,)) ** power
     x0 = rows.x[row, 0]
     x, velocity = interpolants.trigonometric(x0, x0 + rows.velocity[row, 0], t)
     return pool.Rows(x, t, velocity)
@@ -141,7 +141,8 @@ def training(config, draw_rows: Callable, predictor: bool):
         model = models.TimePredictorMLP(config.hidden_dims)
     loss_fn = train.time_prediction_loss if predictor else train.velocity_matching_loss
     step = train.make_step(model.apply, optimizer, ema_decay=config.ema_decay, loss_fn=loss_fn)
-    draw = functools.partial(draw_rows, batch_size=config.batch_size)
+    power = 1.0 if predictor else config.row_power  # each of the predictor's times is as likely
+    draw = functools.partial(draw_rows, batch_size=config.batch_size, power=power)
     steps = train.make_steps(step, draw, config.steps_per_call)
     inputs = (jnp.zeros((1, config.DIM)), jnp.zeros(1))[: 1 if predictor else 2]
     init = jax.vmap(lambda key: train.create(model.init(key, *inputs), optimizer))

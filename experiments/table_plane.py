@@ -35,6 +35,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "self cloud": [{"method": name} for name in ("NSGF", "NSGF independent self")],
     "clouds in the pool": [{"num_clouds": count} for count in (2, 8, 32)],
     "refreshed pools of 8 clouds": [{"refreshes": count, "num_clouds": 8} for count in (1, 4, 20)],
+    "times of rows, u^power": [{"row_power": power} for power in (1.0, 2.0, 3.0)],
     "network width": [{"hidden_dims": (width,) * 3} for width in (64, 256, 512)],
 }
 
@@ -98,6 +99,7 @@ class Config(common.FlowConfig):
         return Config(
             hidden_dims=self.hidden_dims,
             batch_size=self.batch_size,
+            row_power=self.row_power,
             train_steps=self.train_steps,
             steps_per_call=self.steps_per_call,
             learning_rate=self.learning_rate,

@@ -181,20 +181,31 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
     return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
 
-def sample(pool: Pool, key: PRNGKey, batch_size: int) -> Rows:
-    """Rows drawn with replacement, at uniform times, for use inside a jitted step.
+def sample(pool: Pool, key: PRNGKey, batch_size: int, power: ScalarLike = 1.0) -> Rows:
+    """Rows drawn with replacement, for use inside a jitted step.
 
-    In geodesic time a segment is drawn in proportion to its width and the row lies at a
-    uniform place on it; in flow time the row is a stored state.
+    Args:
+      pool: from :func:`build` or :func:`from_pairs`.
+      key: PRNG key.
+      batch_size: rows to draw.
+      power: in geodesic time a row lies at u^power of its path's time, u uniform in [0, 1).
+        Above 1 more rows are early ones, where the paths to different modes part and the
+        field is hardest to learn. In flow time every stored state is as likely as any other.
     """
-    key_row, key_step, key_place = jax.random.split(key, 3)
+    key_row, key_time = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
-    width = pool.width[row]
-    weights = jnp.where(jnp.sum(width, axis=1, keepdims=True) > 0, width, 1.0)
-    k = jax.random.categorical(key_step, jnp.log(weights))
-    elapsed = jax.random.uniform(key_place, (batch_size,)) * pool.width[row, k]
-    x, velocity = (leaf[row, k].astype(width.dtype) for leaf in (pool.x, pool.velocity))
-    return Rows(x + elapsed[:, None] * velocity, pool.t[row, k] + elapsed, velocity)
+    u = jax.random.uniform(key_time, (batch_size,), pool.t.dtype)
+    starts, widths = pool.t[row], pool.width[row]
+    drawn = (starts[:, -1] + widths[:, -1]) * u**power
+    segment = jnp.sum(starts <= drawn[:, None], axis=1) - 1
+    stored = (u * starts.shape[1]).astype(segment.dtype)
+    k = jnp.where(jnp.any(widths > 0, axis=1), segment, stored)
+    start, width = (
+        jnp.take_along_axis(leaf, k[:, None], axis=1)[:, 0] for leaf in (starts, widths)
+    )
+    elapsed = jnp.clip(drawn - start, 0, width)  # 0 in flow time
+    x, velocity = (leaf[row, k].astype(u.dtype) for leaf in (pool.x, pool.velocity))
+    return Rows(x + elapsed[:, None] * velocity, start + elapsed, velocity)
 
 
 def abstract(rows: int, steps: int, dim: int) -> Any:

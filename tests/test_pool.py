@@ -113,9 +113,21 @@ def test_sample_times_are_uniform_in_geodesic_time(key):
         assert scipy.stats.kstest(np.asarray(batch.t), "uniform").pvalue > 1e-4
 
 
-def test_flow_samples_are_stored_states_alike_often(key):
+def test_a_power_prefers_early_times_and_stays_on_the_paths(key):
+    rows = handmade(key)
+    batch = jax.tree.map(np.asarray, pool.sample(rows, jax.random.key(2), DRAWS, power=3.0))
+    rows = jax.tree.map(np.asarray, rows)
+    # t = u^3 with u uniform: its cube root is uniform.
+    assert scipy.stats.kstest(np.cbrt(batch.t), "uniform").pvalue > 1e-4
+    elapsed = (batch.t[:, None, None] - rows.t)[..., None]
+    off = np.abs(batch.x[:, None, None] - (rows.x[None] + elapsed * rows.velocity[None]))
+    assert np.all(off.max(axis=-1).min(axis=(1, 2)) < 1e-5)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_flow_samples_are_stored_states_alike_often(key, power):
     rows, _ = built(key, "flow")
-    batch = pool.sample(rows, jax.random.key(3), DRAWS)
+    batch = pool.sample(rows, jax.random.key(3), DRAWS, power)
     stored = np.concatenate([rows.x, rows.velocity, rows.t[..., None]], axis=-1).reshape(-1, 5)
     drawn = np.concatenate([batch.x, batch.velocity, batch.t[:, None]], axis=-1)
     index = {tuple(row): number for number, row in enumerate(stored.tolist())}
