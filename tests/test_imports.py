@@ -22,6 +22,7 @@ LEVELS = [
         "ode",
         "parallel",
         "checkpoint",
+        "classifier",
         "loops",
     },
     {"kernel", "assignment", "metrics", "scaling", "train"},
@@ -32,7 +33,11 @@ LEVELS = [
     {"pool", "sampling"},
     {"plotting"},
 ]
-SHARED = {"common", "methods", "peers", "bench_worker"}  # of the drivers; all others are programs
+# Of the drivers; all others are programs.
+SHARED = {
+    *("common", "tables", "methods", "peers", "bench_worker"),
+    *("image_config", "imaging", "judge", "stages"),
+}
 OPTIMAL_TRANSPORT = {
     "costs",
     "kernel",
@@ -57,6 +62,7 @@ FORBIDDEN = {
     "ode": {"flax", "optax", "models"},
     "models": {"optax", *OPTIMAL_TRANSPORT},
     "unet": {"optax", *OPTIMAL_TRANSPORT},
+    "classifier": {"optax", *OPTIMAL_TRANSPORT},
     "metrics": {"assignment", *OPTIMAL_TRANSPORT},  # a judge shares no code with the judged
     "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
     "sampling": {"train", *OPTIMAL_TRANSPORT},

@@ -133,6 +133,117 @@ def test_nearest_matches_brute_force(rng):
     np.testing.assert_array_equal(index, table.argmin(axis=1))
 
 
+def test_nearest_of_a_copy_is_at_distance_zero(rng):
+    # Far from the origin |x|^2 - 2 x.y + |y|^2 has no digits left for a small distance.
+    y = 1e4 + rng.normal(size=(50, 30))
+    x = np.concatenate([y[[7, 3]], y[[11]] + 1e-3])
+    distance, index = metrics.nearest(x, y)
+    np.testing.assert_array_equal(index, [7, 3, 11])
+    np.testing.assert_array_equal(distance[:2], 0)
+    assert distance[2] == pytest.approx(1e-3 * np.sqrt(30), rel=1e-6)
+
+
+def test_kernel_distance_by_hand():
+    # d = 1, so k(a, b) = (a b + 1)^3; within x and y it is 1, across 1, 1, 1 and 27.
+    x, y = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
+    assert metrics.kernel_distance(x, y) == pytest.approx(1 + 1 - 2 * 30 / 4)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 1000])
+def test_kernel_distance_matches_a_loop_over_pairs(rng, monkeypatch, rows):
+    monkeypatch.setattr(metrics, "ROWS", rows)
+    x, y = rng.normal(size=(9, 3)), rng.exponential(size=(11, 3))
+    kernel = lambda a, b: (np.dot(a, b) / 3 + 1) ** 3
+    within = [
+        np.mean([kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
+        for z in (x, y)
+    ]
+    expected = sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
+    assert metrics.kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert metrics.kernel_distance(y, x) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average(rng):
+    draws = [metrics.kernel_distance(*rng.normal(size=(2, 10, 4))) for _ in range(400)]
+    error = np.std(draws) / np.sqrt(len(draws))
+    assert abs(np.mean(draws)) < 3 * error  # with the diagonals it would be 12 errors above
+    shifted = [metrics.kernel_distance(x, y + 1) for x, y in rng.normal(size=(400, 2, 10, 4))]
+    assert np.mean(shifted) > 10 * error
+
+
+@pytest.mark.parametrize("rows", [3, 1000])
+@pytest.mark.parametrize(("neighbours", "coverage_neighbours"), [(1, 1), (3, 5), (4, 2)])
+def test_precision_recall_coverage_are_their_definitions(
+    rng, monkeypatch, rows, neighbours, coverage_neighbours
+):
+    monkeypatch.setattr(metrics, "ROWS", rows)
+    real, generated = rng.normal(size=(20, 2)), 0.8 * rng.normal(size=(17, 2)) + 1
+    length = lambda a, b: np.linalg.norm(a - b)
+
+    def radius(points, i, k):
+        return sorted(length(points[i], z) for j, z in enumerate(points) if j != i)[k - 1]
+
+    def inside(x, points, k):
+        return any(length(x, z) <= radius(points, j, k) for j, z in enumerate(points))
+
+    precision = np.mean([inside(x, real, neighbours) for x in generated])
+    recall = np.mean([inside(x, generated, neighbours) for x in real])
+    covered = [
+        any(length(x, z) <= radius(real, i, coverage_neighbours) for z in generated)
+        for i, x in enumerate(real)
+    ]
+    counts = {"neighbours": neighbours, "coverage_neighbours": coverage_neighbours}
+    found = metrics.precision_recall_coverage(real, generated, **counts)
+    assert found == pytest.approx((precision, recall, np.mean(covered)))
+    assert 0 < found.precision < 1 and 0 < found.recall < 1 and 0 < found.coverage < 1
+
+
+def test_precision_recall_coverage_of_known_sets(rng):
+    real = rng.normal(size=(100, 3))
+    assert metrics.precision_recall_coverage(real, real) == (1, 1, 1)
+    assert metrics.precision_recall_coverage(real, real + 100) == (0, 0, 0)
+
+
+def test_a_dropped_mode_lowers_recall_and_coverage_an_invented_one_precision(rng):
+    one, fresh = rng.normal(size=(2, 600, 2))
+    two, half = (np.concatenate([z[:300], z[300:] + 50]) for z in rng.normal(size=(2, 600, 2)))
+    kept = metrics.precision_recall_coverage(two, half)
+    assert min(kept) > 0.85
+    dropped = metrics.precision_recall_coverage(two, fresh)
+    assert dropped.precision > 0.85 and dropped.recall <= 0.5 and dropped.coverage <= 0.5
+    invented = metrics.precision_recall_coverage(one, half)
+    assert invented.recall > 0.85 and invented.coverage > 0.85 and invented.precision <= 0.5
+
+
+def test_outliers_raise_recall_but_not_coverage(rng):
+    real = rng.normal(size=(200, 2))
+    far = [[100, 0], [-100, 0], [0, 100], [0, -100]]  # balls that reach to the middle
+    collapsed = np.concatenate([np.zeros((196, 2)), far])
+    found = metrics.precision_recall_coverage(real, collapsed)
+    assert found.recall > 0.95 and found.coverage < 0.1
+
+
+@pytest.mark.parametrize(("real", "generated"), [(5, 10), (10, 3)])
+def test_more_neighbours_than_points_are_refused(rng, real, generated):
+    name, count = ("real", 5) if real == 5 else ("generated", 3)
+    with pytest.raises(ValueError, match=f"{name} has {count} samples and neighbours are"):
+        metrics.precision_recall_coverage(
+            rng.normal(size=(real, 2)), rng.normal(size=(generated, 2))
+        )
+
+
+def test_the_unbiased_distance_needs_two_samples():
+    with pytest.raises(ValueError, match="y has 1 sample; the unbiased distance needs at least 2"):
+        metrics.kernel_distance(np.zeros((4, 2)), np.zeros((1, 2)))
+
+
+def test_memorised_counts_what_is_closer_than_the_quantile():
+    real = np.arange(101.0)  # the quantile of 1% is 1, of 10% is 10
+    assert metrics.memorised([0.0, 0.9, 1.0, 1.1], real) == 0.5
+    assert metrics.memorised([0.0, 0.9, 1.0, 1.1], real, quantile=0.1) == 1
+    assert metrics.memorised(real, real, quantile=0.1) == pytest.approx(0.1, abs=0.01)
+
+
 def test_total_variation_by_hand():
     assert metrics.total_variation([0.5, 0.5, 0.0], [0.5, 0.0, 0.5]) == pytest.approx(0.5)
     assert metrics.total_variation([1, 0], [0, 1]) == pytest.approx(1.0)
@@ -140,7 +251,8 @@ def test_total_variation_by_hand():
 
 
 @pytest.mark.parametrize(
-    "measure", [metrics.wasserstein2, metrics.frechet_distance, metrics.nearest]
+    "measure",
+    [metrics.wasserstein2, metrics.frechet_distance, metrics.nearest, metrics.kernel_distance],
 )
 def test_non_finite_samples_are_counted_and_named(rng, measure):
     good, bad = rng.normal(size=(10, 2)), rng.normal(size=(10, 2))
@@ -158,9 +270,19 @@ def test_what_is_no_cloud_is_refused(shape):
         metrics.wasserstein2(np.zeros(shape), np.zeros((4, 2)))
 
 
-def test_different_dimensions_are_refused():
-    with pytest.raises(ValueError, match=r"\(4, 2\) and \(4, 3\)"):
-        metrics.wasserstein2(np.zeros((4, 2)), np.zeros((4, 3)))
+@pytest.mark.parametrize(
+    "measure",
+    [
+        metrics.wasserstein2,
+        metrics.frechet_distance,
+        metrics.nearest,
+        metrics.kernel_distance,
+        metrics.precision_recall_coverage,
+    ],
+)
+def test_different_dimensions_are_refused(measure):
+    with pytest.raises(ValueError, match=r"differ in dimension: \(4, 2\) and \(4, 3\)"):
+        measure(np.zeros((4, 2)), np.zeros((4, 3)))
 
 
 def test_an_unfinished_simplex_raises(rng, monkeypatch):

@@ -1,9 +1,12 @@
 """UNet and ConvTimePredictor: shapes, precision, what the output depends on, errors, learning."""
 
 import functools
+import types
 
 import flax.errors
+import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -155,6 +158,38 @@ def test_attention_by_hand(key):
         read[..., head] = weight / weight.sum(2, keepdims=True) @ v[..., head]
     expected = x + (read @ out_layer["kernel"] + out_layer["bias"]).reshape(x.shape)
     np.testing.assert_allclose(model.apply(params, x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_normalisation_and_its_gradients_are_flax_and_jax(key, silu):
+    keys = jax.random.split(key, 5)
+    x, weight = (2 * jax.random.normal(key, (3, 4, 6, 12)) + 1 for key in keys[:2])
+    sizes = ((3, 12), (12,), (12,))
+    given = [jax.random.normal(key, size) for key, size in zip(keys[2:], sizes, strict=True)]
+
+    def ours(x, shift, scale, bias):
+        params = {"params": {"scale": scale, "bias": bias}}
+        return jnp.sum(weight * unet.GroupNorm(silu).apply(params, x, shift))
+
+    def reference(x, shift, scale, bias):
+        params = {"params": {"scale": scale, "bias": bias}}
+        h = nn.GroupNorm(3).apply(params, x + shift[:, None, None, :])
+        return jnp.sum(weight * (nn.silu(h) if silu else h))
+
+    np.testing.assert_allclose(ours(x, *given), reference(x, *given), rtol=1e-5)
+    gradients = (jax.grad(function, (0, 1, 2, 3))(x, *given) for function in (ours, reference))
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_fused_attention_is_for_cuda_and_what_fits_it(monkeypatch):
+    qkv = lambda tokens=256, dim=64, dtype=jnp.bfloat16: jnp.zeros((1, tokens, 3, 2, dim), dtype)
+    assert not unet._fused(qkv())
+    cuda = types.SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: cuda)
+    assert unet._fused(qkv())
+    assert not unet._fused(qkv(tokens=16)) and not unet._fused(qkv(dim=4))
+    assert not unet._fused(qkv(dtype=jnp.float32))
 
 
 def test_dropout_acts_in_training_only(key):

@@ -1,0 +1,200 @@
+"""Settings of the image models, and what is wrong with them."""
+
+import dataclasses
+import pathlib
+from typing import ClassVar, Literal
+
+import jax
+import numpy as np
+
+from experiments import common
+from sinkflow import flow
+
+STAGES = {
+    "nsgf++": ("velocity", "predictor", "straight"),
+    "fm": ("straight",),
+    "ot-cfm": ("straight",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """Settings that every image model needs. Lengths are pixel values in [-1, 1]."""
+
+    method: Literal["nsgf++", "fm", "ot-cfm"] = "nsgf++"
+    """NSGF++ (three stages), or flow matching with independent or optimal pairs, which trains
+    for as many steps as the three stages together."""
+    stages: tuple[str, ...] = ()
+    """Stages to train in this start, say on one of several devices: velocity, predictor,
+    straight. By default all of the method; samples are drawn once all are there."""
+    data_dir: str = ""
+    """Folder with the published files; by default SINKFLOW_DATA, or else a download."""
+    neighbours: float = 1.5
+    """Effective number of target images among which a particle is averaged at the start of the
+    flow; it decides epsilon. More than about 3, and the field learns averages."""
+    step_size: float = 0.5
+    """Euler step of the particle flow [flow time]; the last one is 1."""
+    flow_steps: int = 4
+    """Euler steps of the particle flow."""
+    num_particles: int = 4096
+    """Images in each simulated cloud."""
+    num_clouds: int = 32
+    """Pairs of clouds in the pool."""
+    clouds_per_call: int = 8
+    """Pairs of clouds simulated side by side; a divisor of all. More are quicker on a GPU and take
+    more of its memory, some 16 bytes times num_particles squared for each."""
+    refresh_every: int = 1_000
+    """Optimiser steps on one pool; then new clouds are simulated (or paired)."""
+    pairs: Literal["independent", "exact", "sinkhorn"] = "independent"
+    """Pairs of the straight flow: none, exact assignment, or drawn from a Sinkhorn plan."""
+    pair_size: int = 256
+    """Images in each exact or Sinkhorn pairing; may be larger than the batch."""
+    channels: int = 64
+    """Width of the UNet's first level."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Widths of its levels, in units of channels."""
+    num_blocks: int = 2
+    """Residual blocks of a level."""
+    attention: tuple[int, ...] = ()
+    """Heights of images at which the UNet attends [pixels]."""
+    dropout: float = 0.0
+    """Dropout rate of the UNet in training."""
+    velocity_steps: int = 9_000
+    """Optimiser steps of the Sinkhorn velocity."""
+    predictor_steps: int = 2_000
+    """Optimiser steps of the time predictor."""
+    straight_steps: int = 9_000
+    """Optimiser steps of the straight flow; the rivals add the other two."""
+    batch_size: int = 256
+    """Images of each optimiser step, over all devices."""
+    row_power: float = 1.0
+    """A pool's row lies at u^row_power of its path's time, u uniform: above 1 more early rows."""
+    learning_rate: float = 1e-3
+    """Peak of Adam's learning rate: linear warm-up over 5% of the steps, then cosine decay."""
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of parameters that samples are drawn with."""
+    steps_per_call: int = 100
+    """Optimiser steps of one dispatched call."""
+    checkpoint_every: int = 1_000
+    """Optimiser steps between checkpoints."""
+    nfe: tuple[int, ...] = (1, 2, 5, 10, 20, 60, 100)
+    """Network evaluations for each sample, where the method has a scheme of so many."""
+    phase_steps: int = 5
+    """Most steps of NSGF++'s first phase; its second one has what these and the predictor leave."""
+    phase_end: float = 0.7
+    """Geodesic time in (0, 1] at which the first phase ends."""
+    num_samples: int = 10_000
+    """Images to generate for each number of evaluations; as many real ones are compared."""
+    sample_batch: int = 2_000
+    """Images generated side by side."""
+    inception_weights: str = ""
+    """File with Inception weights for FID and IS by torch-fidelity; by default they are not run."""
+    seed: int = 0
+    """Everything random follows from it."""
+    out: str = ""
+    """Output folder; by default one under runs/, named after the run."""
+    smoke: bool = False
+    """Shrink the run to seconds, on generated images; its numbers then mean nothing."""
+
+    SMOKE: ClassVar[dict] = {
+        "num_particles": 32,
+        "num_clouds": 2,
+        "clouds_per_call": 1,
+        "refresh_every": 10,
+        "pair_size": 16,
+        "channels": 8,
+        "multipliers": (1, 2),
+        "num_blocks": 1,
+        "velocity_steps": 20,
+        "predictor_steps": 10,
+        "straight_steps": 20,
+        "batch_size": 16,
+        "steps_per_call": 10,
+        "checkpoint_every": 10,
+        "nfe": (2, 5),
+        "num_samples": 60,
+        "sample_batch": 40,
+    }
+    SELECTION: ClassVar[tuple[str, ...]] = (
+        *("stages", "data_dir", "nfe", "phase_steps", "phase_end", "num_samples", "sample_batch"),
+        "inception_weights",
+    )
+    """Settings of what is run and how it is sampled: a later start of the run may change them."""
+    SHAPE: ClassVar[tuple[int, int, int]]
+    """Height, width and channels of an image."""
+    CLASSIFIER: ClassVar[bool] = True
+    """Whether a classifier of the data set is shipped, to judge images by."""
+    FLIP: ClassVar[bool] = False
+    """Whether mirrored images are images too."""
+
+    dataset: str = ""
+
+    def folder(self) -> pathlib.Path:
+        """``out``, or runs/NAME."""
+        name = f"{self.dataset}-{self.method.replace('+', 'p')}"
+        return pathlib.Path(self.out or f"runs/{name}{'-smoke' if self.smoke else ''}")
+
+    def dim(self) -> int:
+        """Pixels of an image."""
+        return int(np.prod(self.SHAPE))
+
+    def steps(self) -> dict[str, int]:
+        """Optimiser steps of each stage; the same in all for every method."""
+        each = {
+            "velocity": self.velocity_steps,
+            "predictor": self.predictor_steps,
+            "straight": self.straight_steps,
+        }
+        if self.method == "nsgf++":
+            return each
+        return {"straight": sum(each.values())}
+
+    def pairing(self) -> str:
+        """Pairs of the method's straight flow."""
+        return {"fm": "independent", "ot-cfm": "exact"}.get(self.method, self.pairs)
+
+    def step_sizes(self) -> jax.Array:
+        """Steps of the particle flow [flow time]."""
+        return flow.step_sizes(self.step_size, self.flow_steps, full_last=True)
+
+
+def check(config: ImageConfig) -> None:
+    """Raises ValueError that names the first setting that cannot be."""
+    common.check_batch(config.batch_size)
+    common.check_positive_counts(
+        num_clouds=config.num_clouds,
+        num_particles=config.num_particles,
+        clouds_per_call=config.clouds_per_call,
+        pair_size=config.pair_size,
+        num_samples=config.num_samples,
+        sample_batch=config.sample_batch,
+        phase_steps=config.phase_steps,
+        **{f"nfe {nfe}": nfe for nfe in config.nfe},
+    )
+    common.check_steps(
+        config.steps_per_call,
+        checkpoint_every=config.checkpoint_every,
+        refresh_every=config.refresh_every,
+        **{f"{name}_steps": count for name, count in config.steps().items()},
+    )
+    if config.num_clouds % config.clouds_per_call:
+        raise ValueError(
+            f"clouds_per_call is {config.clouds_per_call}; it must divide {config.num_clouds}"
+        )
+    particles = config.num_clouds * config.num_particles
+    shares = {"pair_size": config.pair_size, "the number of devices": jax.local_device_count()}
+    for name, share in shares.items():
+        if particles % share:
+            raise ValueError(
+                f"num_clouds {config.num_clouds} times num_particles {config.num_particles} is "
+                f"{particles}; it must be a multiple of {name}, {share}"
+            )
+    if not 0 < config.phase_end <= 1:
+        raise ValueError(f"phase_end is {config.phase_end}; geodesic time lies in (0, 1]")
+    for name in config.stages:
+        if name not in STAGES[config.method]:
+            raise ValueError(
+                f"{config.method} has no stage {name!r}; it has {', '.join(STAGES[config.method])}"
+            )

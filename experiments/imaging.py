@@ -1,0 +1,271 @@
+"""Image models from data to scores: what the drivers of the data sets share."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common, judge, stages
+from experiments.image_config import STAGES, ImageConfig, check
+from sinkflow import checkpoint, images, metrics, ode, plotting, sampling
+
+GIGABYTE = 1e9
+LABELS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM"}
+SHOWN = 100  # images of a grid
+
+
+class Scheme(NamedTuple):
+    """A way to sample: ``carry(x0 [n, d])`` gives images [n, d] for ``nfe`` evaluations each."""
+
+    label: str
+    nfe: int
+    carry: Callable[[jax.Array], jax.Array]
+
+
+def main(config: ImageConfig) -> dict:
+    """Trains what is missing, samples, scores, draws; returns result.json's content."""
+    check(config)
+    run = common.Run(config)
+    train_set, test_set = (load(config, split) for split in ("train", "test"))
+    print(memory_ahead(config, train_set.pixels))
+    fields = train_stages(run, config, jnp.asarray(train_set.pixels))
+    if len(fields) < len(STAGES[config.method]):
+        return {}
+    score = Scorer(config, train_set, test_set)
+    rows, drawn = [], {}
+    for scheme in schemes(config, fields):
+        name = f"{scheme.label}, NFE {scheme.nfe}"
+        pixels, seconds = draw(run, config, scheme, name)
+        save_samples(run, scheme, pixels)
+        with run.timed("evaluate"):
+            scores = score(pixels)
+        rows.append(
+            {"method": scheme.label, "nfe": scheme.nfe, "seconds_per_10k": seconds, **scores}
+        )
+        drawn[name] = pixels
+        print(row_line(rows[-1]))
+    with run.timed("evaluate"):
+        references = score.references()
+    for name, scores in references.items():
+        print(row_line({"method": name, **scores}))
+    change = phase_change(config, fields) if config.method == "nsgf++" else None
+    with run.timed("pictures"):
+        draw_pictures(run, config, drawn, train_set.pixels, change)
+    result = run.finish(
+        rows=rows,
+        references=references,
+        dropped=judge.indistinct(references) if references else [],
+        dataset=config.dataset,
+        num_samples=config.num_samples,
+        device_memory_gb=peak_memory(),
+        predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
+        pools=pool_records(run),
+    )
+    print(f"seconds {result['times']}; pictures and result.json in {run.out}")
+    return result
+
+
+def load(config: ImageConfig, split: str) -> images.Images:
+    """One split of the config's data set; a smoke run takes generated images."""
+    return judge.load(
+        config.dataset, config.data_dir, split, smoke=config.smoke, shape=config.SHAPE
+    )
+
+
+class Scorer:
+    """Scores generated images against as many test images, by all that judges this data set."""
+
+    def __init__(self, config: ImageConfig, train_set, test_set):
+        self.count = min(config.num_samples, len(test_set.labels))
+        self.real, self.weights = test_set.pixels[: self.count], config.inception_weights
+        self.judge = (
+            judge.Judge(config.dataset, train_set, test_set, num_images=self.count)
+            if config.CLASSIFIER
+            else None
+        )
+
+    def __call__(self, pixels) -> dict[str, Any]:
+        pixels = pixels[: self.count]
+        scores: dict[str, Any] = self.judge(pixels) if self.judge else {}
+        if self.weights:
+            scores["inception"] = judge.inception(pixels, self.real, self.weights)
+        return scores
+
+    def references(self) -> dict[str, dict[str, float]]:
+        """Floor and traps; none where no classifier judges."""
+        return self.judge.references() if self.judge else {}
+
+
+def train_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, stages.Field]:
+    """Fields of the stages that are trained, or all of them were already; else those so far."""
+    made = stages.make_stages(run, config, pixels)
+    steps = config.steps()
+    fields = {}
+    for number, name in enumerate(STAGES[config.method]):
+        finished = checkpoint.latest_step(run.out / name / "checkpoints") == steps[name]
+        if finished or name in (config.stages or steps):
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            fields[name] = stages.learn(run, config, name, made[name], key)
+    missing = [name for name in steps if name not in fields]
+    if missing:
+        print(f"still to be trained before samples are drawn: {', '.join(missing)}")
+    return fields
+
+
+def memory_ahead(config: ImageConfig, pixels) -> str:
+    """What the run will keep on the device beside a training step, which says its own need."""
+    floats = 4 * config.dim()
+    parts = {"images": pixels.nbytes / GIGABYTE}
+    particles = config.num_clouds * config.num_particles
+    if config.method == "nsgf++":
+        # Twice: its clouds are put together at the end.
+        parts["pool"] = 2 * particles * config.flow_steps * floats / GIGABYTE
+        parts["solver"] = config.clouds_per_call * 16 * config.num_particles**2 / GIGABYTE
+    if config.pairing() != "independent":
+        parts["pairs"] = 3 * particles * floats / GIGABYTE
+    return "memory ahead [GB]: " + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+
+
+def peak_memory() -> float | None:
+    """Largest number of bytes that the first device has held [GB], where it tells."""
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else round(peak / GIGABYTE, 2)
+
+
+def pool_records(run: common.Run) -> list[dict]:
+    """Certificates of the pools that the run has trained on, in their order."""
+    paths = sorted((run.out / "pools").glob("*.json"), key=lambda path: int(path.stem))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+# Sampling.
+
+
+def schemes(config: ImageConfig, fields: dict[str, stages.Field]) -> list[Scheme]:
+    """Every way to sample that ``nfe`` asks for and the method has."""
+    label = LABELS[config.method]
+    straight = fields["straight"]
+    made = []
+    for nfe in config.nfe:
+        if config.method != "nsgf++":
+            made.append(Scheme(label, nfe, functools.partial(follow, straight, nfe=nfe)))
+            continue
+        made.append(Scheme("NSGF", nfe, functools.partial(follow, fields["velocity"], nfe=nfe)))
+        if nfe >= 3:
+            made.append(Scheme(label, nfe, two_phases(config, fields, nfe)))
+    return made
+
+
+def follow(field: stages.Field, x, *, nfe: int, t1: float = 1.0):
+    """Particles carried along a field from time 0 to ``t1``."""
+    return ode.integrate(field.apply_fn, field.params, x, t1=t1, nfe=nfe)
+
+
+def two_phases(config, fields, nfe: int) -> Callable:
+    """``carry`` of NSGF++ for ``nfe`` evaluations."""
+    first, second = sampling.phase_steps(nfe, config.phase_steps)
+    velocity, straight, predictor = (fields[name] for name in ("velocity", "straight", "predictor"))
+    return functools.partial(
+        sampling.two_phase,
+        velocity.apply_fn,
+        straight.apply_fn,
+        predictor.apply_fn,
+        (velocity.params, straight.params, predictor.params),
+        nsgf_steps=first,
+        straight_steps=second,
+        horizon=config.phase_end,
+    )
+
+
+def phase_change(config, fields) -> tuple[np.ndarray, np.ndarray]:
+    """Where NSGF++'s first phase ends [sample_batch, d], and the times predicted from there."""
+    velocity, predictor = fields["velocity"], fields["predictor"]
+    end = follow(velocity, noise(config, 0), nfe=config.phase_steps, t1=config.phase_end)
+    return np.asarray(end), np.asarray(jax.jit(predictor.apply_fn)(predictor.params, end))
+
+
+def noise(config, number: int) -> jax.Array:
+    """Source samples [sample_batch, d] of one batch; the same for every scheme and method."""
+    key = jax.random.fold_in(jax.random.key(config.seed + 3), number)
+    return jax.random.normal(key, (config.sample_batch, config.dim()))
+
+
+def draw(run, config, scheme: Scheme, name: str) -> tuple[np.ndarray, float]:
+    """Images [num_samples, h, w, c] of bytes, and seconds per 10,000 without compilation."""
+    count = -(-config.num_samples // config.sample_batch)
+    spent = run.times.get("sample", 0.0)
+    batches = []
+    with run.timed("sample"):
+        for number in common.progress(name)(range(count)):
+            x = scheme.carry(noise(config, number))
+            common.require_finite(name, x)
+            batches.append(np.asarray(images.unscale(x)).reshape(-1, *config.SHAPE))
+    seconds = (run.times["sample"] - spent) * 10_000 / (count * config.sample_batch)
+    return np.concatenate(batches)[: config.num_samples], seconds
+
+
+def save_samples(run, scheme: Scheme, pixels) -> None:
+    """samples/METHOD-NFE.npz: images [n, h, w, c] of bytes."""
+    folder = run.out / "samples"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{slug(scheme.label)}-{scheme.nfe}.npz"
+    with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, images=pixels)
+
+
+def slug(label: str) -> str:
+    return label.lower().replace("+", "p")
+
+
+def row_line(row: dict[str, Any]) -> str:
+    label = f"{row['method']}, NFE {row['nfe']}" if "nfe" in row else row["method"]
+    scores = {name: value for name, value in row.items() if name not in ("method", "nfe")}
+    scores.update(scores.pop("inception", {}))
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
+    return f"{label:>16}  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+# Pictures.
+
+
+def draw_pictures(run, config, drawn: dict[str, np.ndarray], real, change) -> None:
+    """A grid of samples for each scheme, nearest training images, phases, losses."""
+    folder = run.out / "pictures"
+    folder.mkdir(exist_ok=True)
+    columns = 10
+    for name, pixels in drawn.items():
+        path = folder / f"{slug(name).replace(', nfe ', '-')}.png"
+        plotting.save(plotting.image_grid({name: scaled(pixels[:SHOWN])}, columns), path)
+    name, pixels = list(drawn.items())[-1]
+    shown = pixels[: 4 * columns]
+    nearest = real[metrics.nearest(judge.flat(shown), judge.flat(real))[1]]
+    pairs = {name: scaled(shown), "nearest training images": scaled(nearest)}
+    plotting.save(plotting.image_grid(pairs, columns), folder / "neighbours.png")
+    if change and name.startswith(LABELS["nsgf++"]):
+        plotting.save(phases(config, change, name, pixels), folder / "phases.png")
+    for stage in STAGES[config.method]:
+        loss = plotting.loss_curve(*run.stage(stage).logged("loss"))
+        plotting.save(loss, folder / f"loss-{stage}.png")
+
+
+def scaled(pixels) -> np.ndarray:
+    return np.asarray(images.scale(pixels))
+
+
+def phases(config, change, final):
+    """Source, end of the first phase and end of the second, of the same particles."""
+    columns, (middle, tau) = 10, change
+    count = 2 * columns
+    blocks = {
+        "source": noise(config, 0)[:count],
+        f"end of the first phase, predicted times {tau.min():.2f} to {tau.max():.2f}": middle[
+            :count
+        ],
+        f"end of the second phase, NFE {max(config.nfe)}": scaled(final[:count]),
+    }
+    shown = {title: np.asarray(block).reshape(-1, *config.SHAPE) for title, block in blocks.items()}
+    return plotting.image_grid(shown, columns)

@@ -1,0 +1,306 @@
+"""Training of the image models, in stages that resume one by one.
+
+Images are vectors [n, d] everywhere but inside the networks, so that flows, pools and samplers are
+those of the plane. A stage is a network with its loss and its rows; :func:`learn` trains one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from experiments import common
+from experiments.image_config import STAGES, ImageConfig
+from sinkflow import assignment, divergence, epsilon, images, interpolants, pool, train, unet
+from sinkflow.sinkhorn import sinkhorn
+
+POOL_DTYPE = jnp.float16  # three digits more than bfloat16, and pixels need no exponents
+
+
+class Network(NamedTuple):
+    """``init(key)`` gives parameters [p]; ``apply_fn(params, x [n, d], ...)`` applies them."""
+
+    init: Callable
+    apply_fn: Callable
+
+
+class Stage(NamedTuple):
+    """One network with its loss and rows.
+
+    ``data(part)`` makes what ``draw(data, key)`` draws rows from, leading axes shared by the
+    devices.
+    """
+
+    network: Network
+    loss_fn: Callable
+    draw: Callable
+    data: Callable[[int], Any]
+
+
+class Field(NamedTuple):
+    """A trained network: ``apply_fn(params, x [n, d], ...)``."""
+
+    apply_fn: Callable
+    params: Any
+
+
+class Rows(NamedTuple):
+    """A batch to match velocities on, and the key [1] of each batch's dropout."""
+
+    x: jax.Array
+    t: jax.Array
+    velocity: jax.Array
+    key: jax.Array
+
+
+def make_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, Stage]:
+    """The stages of the method, by name, for training images ``pixels`` [n, h, w, c] of uint8."""
+    field = unet.UNet(
+        config.channels,
+        config.multipliers,
+        config.num_blocks,
+        config.attention,
+        dropout=config.dropout,
+    )
+    share = common.check_batch(config.batch_size)
+    draw_pairs = functools.partial(straight_rows, batch_size=share, mirror=config.FLIP)
+    draw_pool = functools.partial(pool_rows, batch_size=share, power=config.row_power)
+    velocity = on_vectors(field, config.SHAPE, jnp.zeros(1))
+    # Images in random order once, so that every device's share has all classes.
+    pixels = shared(pixels, jax.random.key(config.seed))
+    straight = (
+        (draw_pairs, lambda part: pixels)
+        if config.pairing() == "independent"
+        else (draw_pool, pair_pools(run, config, pixels))
+    )
+    made = {
+        "velocity": Stage(velocity, matching_loss, draw_pool, flow_pools(run, config, pixels)),
+        "predictor": Stage(
+            on_vectors(unet.ConvTimePredictor(), config.SHAPE),
+            train.time_prediction_loss,
+            draw_pairs,
+            lambda part: pixels,
+        ),
+        "straight": Stage(velocity, matching_loss, *straight),
+    }
+    return {name: made[name] for name in STAGES[config.method]}
+
+
+def on_vectors(model, shape: tuple[int, int, int], *inputs) -> Network:
+    """A network of images [n, h, w, c] for images, and parameters, as vectors.
+
+    Clipping, Adam and the moving average then take a few kernels instead of a few for each
+    of hundreds of arrays. ``inputs`` are what the model takes besides one image.
+    """
+
+    def init_tree(key):
+        return model.init(key, jnp.zeros((1, *shape)), *inputs)
+
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init_tree, jax.random.key(0))
+    )
+    unravel = ravel_pytree(zeros)[1]
+
+    def apply_fn(params, x, *rest, **options):
+        out = model.apply(unravel(params), x.reshape(-1, *shape), *rest, **options)
+        return out.reshape(x.shape) if out.ndim > 1 else out
+
+    return Network(lambda key: ravel_pytree(init_tree(key))[0], apply_fn)
+
+
+def shared(pixels, key):
+    """As many images, shuffled, as the devices can share evenly."""
+    count = len(pixels) // jax.local_device_count() * jax.local_device_count()
+    return pixels[jax.random.permutation(key, len(pixels))[:count]]
+
+
+# Rows.
+
+
+def straight_rows(pixels, key, batch_size: int, mirror: bool) -> Rows:
+    """Noise and images at uniform times on the straight paths between them."""
+    key_image, key_mirror, key_noise, key_t, key_dropout = jax.random.split(key, 5)
+    index = jax.random.randint(key_image, (batch_size,), 0, pixels.shape[0])
+    x1 = vectors(key_mirror, pixels[index], mirror)
+    x0 = jax.random.normal(key_noise, x1.shape)
+    t = jax.random.uniform(key_t, (batch_size,))
+    x, velocity = interpolants.straight(x0, x1, t)
+    return Rows(x, t, velocity, key_dropout[None])
+
+
+def pool_rows(rows: pool.Pool, key, batch_size: int, power: float = 1.0) -> Rows:
+    """Rows of a pool of flows or of pairs."""
+    key_rows, key_dropout = jax.random.split(key)
+    x, t, velocity = pool.sample(rows, key_rows, batch_size, power)
+    return Rows(x, t, velocity, key_dropout[None])
+
+
+def vectors(key, pixels, mirror: bool):
+    """Images of bytes as vectors [n, d] from -1 to 1, mirrored at random where that is asked."""
+    x = images.scale(pixels)
+    x = images.flip(key, x) if mirror else x
+    return x.reshape(x.shape[0], -1)
+
+
+def matching_loss(apply_fn, params, rows: Rows):
+    """:func:`sinkflow.train.velocity_matching_loss` with the network's dropout."""
+    # A key of "rbg": one of threefry costs a GPU more than the masks are worth.
+    bits = jax.random.bits(rows.key[0], (4,), jnp.uint32)
+    rngs = {"dropout": jax.random.wrap_key_data(bits, impl="rbg")}
+    noisy = functools.partial(apply_fn, train=True, rngs=rngs)
+    return train.velocity_matching_loss(noisy, params, rows)
+
+
+# What rows are drawn from.
+
+
+def samplers(config, pixels) -> tuple[Callable, Callable]:
+    """Noise and images as samplers ``(key, n) -> [n, d]``; images without replacement."""
+
+    def noise(key, n):
+        return jax.random.normal(key, (n, config.dim()))
+
+    def image(key, n):
+        key_image, key_mirror = jax.random.split(key)
+        index = jax.random.choice(key_image, len(pixels), (n,), replace=False)
+        return vectors(key_mirror, pixels[index], config.FLIP)
+
+    return noise, image
+
+
+def chosen_epsilon(config, source, target, size: int) -> float:
+    """Epsilon [length^2] that gives clouds of ``size`` the wanted number of neighbours."""
+    key_x, key_y = jax.random.split(jax.random.key(config.seed))
+    solve = functools.partial(epsilon.epsilon_for_neighbours, threshold=1e-3)
+    value, solved = solve(source(key_x, size), target(key_y, size), config.neighbours)
+    if not solved.converged or abs(float(solved.neighbours) / config.neighbours - 1) > 0.05:
+        raise RuntimeError(
+            f"no epsilon gives clouds of {size} images {config.neighbours} neighbours: the closest "
+            f"has {float(solved.neighbours):.3g} (converged: {bool(solved.converged)}); choose "
+            "another number"
+        )
+    return float(value)
+
+
+def flow_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
+    """Makes the pool of Sinkhorn flows of a part of the training; its certificates are logged."""
+    source, target = samplers(config, pixels)
+    keys = jax.random.key(config.seed + 1)
+
+    @functools.cache
+    def regularisation():
+        return chosen_epsilon(config, source, target, config.num_particles)
+
+    def make(part):
+        with run.timed("pool"):
+            rows, info = pool.build(
+                jax.random.fold_in(keys, part),
+                source,
+                target,
+                num_clouds=config.num_clouds,
+                num_particles=config.num_particles,
+                epsilon=regularisation(),
+                step_sizes=config.step_sizes(),
+                clouds_per_call=config.clouds_per_call,
+                max_iterations=20_000,
+                dtype=POOL_DTYPE,
+            )
+            jax.block_until_ready(rows)
+        seen = {"epsilon": regularisation(), **pool.summary(info)}
+        folder = run.out / "pools"
+        folder.mkdir(exist_ok=True)
+        common.write_json(folder / f"{part}.json", seen)
+        return rows
+
+    return make
+
+
+def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
+    """Makes the pool of pairs of a part of the training, exact or drawn from a plan."""
+    source, target = samplers(config, pixels)
+    keys = jax.random.key(config.seed + 2)
+    size, count = config.pair_size, config.num_clouds * config.num_particles // config.pair_size
+
+    @functools.cache
+    def regularisation():
+        return chosen_epsilon(config, source, target, size)
+
+    @jax.jit
+    def draw(key):
+        split = jax.random.split(key, (count, 2))
+        return jax.vmap(lambda key: (source(key[0], size), target(key[1], size)))(split)
+
+    @jax.jit
+    def plan_partners(keys, x, y, epsilon):
+        def one(cloud):
+            key, x, y = cloud
+            out = sinkhorn(x, y, epsilon, max_iterations=20_000)
+            return divergence.draw_partners(key, x, y, out.g, epsilon), out.converged
+
+        return jax.lax.map(one, (keys, x, y), batch_size=max(1, 2**24 // size**2))
+
+    def partners(key, x, y):
+        if config.pairing() == "exact":
+            pairs = list(zip(np.asarray(x), np.asarray(y), strict=True))
+            return jnp.asarray(np.stack(assignment.assignment_many(pairs)))
+        order, converged = plan_partners(jax.random.split(key, count), x, y, regularisation())
+        if not converged.all():
+            raise RuntimeError(
+                f"{int(jnp.sum(~converged))} of {count} solves did not converge: raise neighbours"
+            )
+        return order
+
+    def make(part):
+        with run.timed("pool"):
+            key, key_pairs = jax.random.split(jax.random.fold_in(keys, part))
+            x, y = draw(key)
+            y = jnp.take_along_axis(y, partners(key_pairs, x, y)[..., None], axis=1)
+            rows = pool.from_pairs(*(cloud.reshape(-1, config.dim()) for cloud in (x, y)))
+            halves = {name: getattr(rows, name).astype(POOL_DTYPE) for name in ("x", "velocity")}
+            return jax.block_until_ready(rows._replace(**halves))
+
+    return make
+
+
+# Training.
+
+
+def learn(run: common.Run, config: ImageConfig, name: str, stage: Stage, key) -> Field:
+    """A stage's field, with averaged parameters; it resumes where an earlier start stopped."""
+    num_steps = config.steps()[name]
+    optimizer = adam(config, num_steps)
+    key_init, key_rows = jax.random.split(key)
+    # One program of many threefry draws takes a compiler long.
+    init = jax.jit(lambda key: train.create(stage.network.init(key), optimizer))
+    state = init(jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg"))
+    step = train.make_step(
+        stage.network.apply_fn, optimizer, ema_decay=config.ema_decay, loss_fn=stage.loss_fn
+    )
+    keys = jax.random.split(key_rows, jax.local_device_count())
+    part = run.stage(name)
+    with run.timed(f"train {name}"):
+        state = common.fit(
+            part,
+            state,
+            train.make_steps(step, stage.draw, config.steps_per_call),
+            lambda part: (stage.data(part), keys),
+            num_steps=num_steps,
+            steps_per_call=config.steps_per_call,
+            checkpoint_every=config.checkpoint_every,
+            refresh_every=config.refresh_every,
+            description=name,
+        )
+    if part.resumed_from is not None:  # of a run in stages: steps of all stages together
+        run.resumed_from = (run.resumed_from or 0) + part.resumed_from
+    return Field(stage.network.apply_fn, state.ema_params)
+
+
+def adam(config: ImageConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipped gradients, Adam, linear warm-up, cosine decay to zero."""
+    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, num_steps // 20, num_steps)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))

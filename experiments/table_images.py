@@ -1,0 +1,138 @@
+"""Tables of the image models, from the results of their runs alone.
+
+Command:  python -m experiments.table_images --runs runs/mnist-nsgfpp runs/mnist-fm ...
+Runtime:  seconds.
+Expected: table.md, table.tex and fd.png in the folder that --out names.
+Source:   arXiv:2401.14069, the image tables; metrics as cited in sinkflow/metrics.py.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from experiments import common, tables
+from sinkflow import plotting
+
+HEADINGS = {  # of the scores; an arrow where more or less of it is better
+    "fd": "FD ↓",
+    "kd": "KD ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "coverage": "coverage ↑",
+    "class_tv": "class TV ↓",
+    "nearest": "nearest",
+    "memorised": "memorised",
+    "fid": "FID ↓",
+    "inception_score": "IS ↑",
+    "seconds_per_10k": "s per 10k",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which runs to compare, and where to put the table."""
+
+    runs: tuple[str, ...]
+    """Output folders of mnist.py or cifar10.py, all of one data set, or their result.json."""
+    out: str = "runs/table-images"
+    """Folder for table.md, table.tex and fd.png."""
+
+
+def main(config: Config) -> tables.Table:
+    """Reads the results, writes the table and the picture."""
+    results = [read(pathlib.Path(run)) for run in config.runs]
+    if not results:
+        raise ValueError("runs is empty; name at least one output folder")
+    check_comparable(config.runs, results)
+    out = pathlib.Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    table = make_table(results)
+    tables.write(out, [table])
+    if any("fd" in row for row in results[0]["rows"]):
+        plotting.save(draw(results), out / "fd.png")
+    return table
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+      ValueError: the run has none yet.
+    """
+    path = path / "result.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; start the run's driver until it prints its scores")
+    return json.loads(path.read_text())
+
+
+def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
+    """Raises ValueError unless all runs have the first one's data, samples, network and steps."""
+    shared = ("dataset", "num_samples", "channels", "multipliers", "num_blocks", "batch_size")
+    steps = ("velocity_steps", "predictor_steps", "straight_steps")
+    first = results[0]["config"]
+    for name, result in zip(names, results, strict=True):
+        different = [
+            f"{key} {result['config'][key]} instead of {first[key]}"
+            for key in shared
+            if result["config"][key] != first[key]
+        ]
+        total, wanted = (sum(config[key] for key in steps) for config in (result["config"], first))
+        if total != wanted:
+            different.append(f"{total} optimiser steps instead of {wanted}")
+        if different:
+            raise ValueError(f"{name} cannot be compared with {names[0]}: {'; '.join(different)}")
+
+
+def make_table(results: Sequence[dict]) -> tables.Table:
+    """A row for every method and number of evaluations, then floor and traps."""
+    first = results[0]
+    rows = [flat_row(row) for result in results for row in result["rows"]]
+    references = [{"method": f"*{name}*", **scores} for name, scores in first["references"].items()]
+    shown = [
+        name
+        for name in HEADINGS
+        if name not in first["dropped"] and any(name in row for row in rows)
+    ]
+    body = [
+        [row["method"], str(row.get("nfe", "")), *(cell(row, name) for name in shown)]
+        for row in (*rows, *references)
+    ]
+    title = f"{first['dataset']}, {first['num_samples']} samples"
+    if first["dropped"]:
+        title += f" (left out, as they miss a trap: {', '.join(first['dropped'])})"
+    return tables.Table(title, ["method", "NFE", *(HEADINGS[name] for name in shown)], body)
+
+
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Scores of a row beside one another, those of Inception too."""
+    return {**row, **row.get("inception", {})}
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.3g}" if name in row else ""
+
+
+def draw(results: Sequence[dict]):
+    """FD against NFE, a line for each method; dashed the floor."""
+    fig, axes = plotting.figure(size=5.0)
+    axis = axes[0, 0]
+    rows = [row for result in results for row in result["rows"]]
+    for label in dict.fromkeys(row["method"] for row in rows):
+        points = [(row["nfe"], row["fd"]) for row in rows if row["method"] == label]
+        axis.plot(*zip(*sorted(points), strict=True), marker=".", label=label)
+    counts = sorted({row["nfe"] for row in rows})
+    axis.axhline(results[0]["references"]["floor"]["fd"], color="0.5", ls="--", label="real images")
+    axis.set(xscale="log", yscale="log", xlabel="NFE", ylabel="Fréchet distance of features")
+    axis.set_xticks(counts, map(str, counts))
+    axis.set_xticks([], minor=True)
+    axis.legend()
+    return fig
+
+
+if __name__ == "__main__":
+    with common.clear_errors():
+        main(tyro.cli(Config, description=common.header(__doc__), prog=common.program()))

@@ -1,0 +1,277 @@
+"""Image models: rows, pairs and pools by their definitions, and the drivers in miniature."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from experiments import cifar10, common, imaging, mnist, stages, table_images
+from experiments.image_config import check
+from sinkflow import pool
+
+SMALL = {
+    "num_particles": 32,
+    "num_clouds": 2,
+    "clouds_per_call": 2,
+    "pair_size": 16,
+    "refresh_every": 10,
+    "steps_per_call": 10,
+    "checkpoint_every": 10,
+    "batch_size": 8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny(mnist.Config):
+    """Images of 4x4 pixels."""
+
+    SHAPE = (4, 4, 1)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Tiny(**SMALL, out=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def pixels(key):
+    return jax.random.randint(key, (200, 4, 4, 1), 0, 256).astype(jnp.uint8)
+
+
+def ends(rows):
+    """Where straight paths end, as bytes: x + (1 - t) velocity."""
+    end = rows.x + (1 - rows.t)[:, None] * rows.velocity
+    return np.asarray((end + 1) * 127.5)
+
+
+def assert_images(end, pixels, atol):
+    """Every end is one of the images."""
+    known = np.asarray(pixels, np.float64).reshape(len(pixels), -1)
+    gaps = np.abs(end[:, None] - known[None]).max(axis=2).min(axis=1)
+    assert gaps.max() < atol
+
+
+def test_straight_rows_end_at_images_and_start_at_noise(key, pixels):
+    rows = stages.straight_rows(pixels, key, 500, mirror=False)
+    assert_images(ends(rows), pixels, atol=0.01)
+    start = rows.x - rows.t[:, None] * rows.velocity
+    assert abs(float(jnp.mean(start))) < 0.05 and abs(float(jnp.std(start)) - 1) < 0.05
+    assert 0 <= float(rows.t.min()) < 0.02 and 0.98 < float(rows.t.max()) < 1
+
+
+def test_mirrored_rows_end_at_images_or_their_mirrors(key, pixels):
+    rows = stages.straight_rows(pixels, key, 500, mirror=True)
+    both = jnp.concatenate([pixels, pixels[:, :, ::-1]])
+    assert_images(ends(rows), both, atol=0.01)
+    with pytest.raises(AssertionError):
+        assert_images(ends(rows), pixels, atol=0.01)
+
+
+def test_pool_of_flows_ends_at_images(key, config, pixels):
+    run = common.Run(config)
+    rows = stages.flow_pools(run, dataclasses.replace(config, neighbours=1.01), pixels)(0)
+    assert rows.x.dtype == rows.velocity.dtype == jnp.float16
+    last = stages.pool_rows(
+        pool.Pool(*(leaf[:, -1:].astype(jnp.float32) for leaf in rows)), key, 300
+    )
+    # Nearly one neighbour each, so that most paths end at an image, to the digits of float16.
+    known = np.asarray(pixels, np.float64).reshape(len(pixels), -1)
+    gaps = np.abs(ends(last)[:, None] - known[None]).max(axis=2).min(axis=1)
+    assert np.median(gaps) < 2
+    [record] = imaging.pool_records(run)
+    assert record["unconverged"] == 0 and record["neighbours_last"] < 1.1
+
+
+def test_parts_of_a_training_have_clouds_of_their_own(config, pixels):
+    make = stages.flow_pools(common.Run(config), config, pixels)
+    first, again, other = make(0), make(0), make(1)
+    np.testing.assert_array_equal(first.x, again.x)
+    assert np.mean(np.asarray(first.x[:, 0]) == np.asarray(other.x[:, 0])) < 0.01
+
+
+@pytest.mark.parametrize("pairs", ["exact", "sinkhorn"])
+def test_optimal_pairs_stay_pairs_and_are_cheaper(config, pixels, pairs):
+    config = dataclasses.replace(config, pairs=pairs)
+    rows = stages.pair_pools(common.Run(config), config, pixels)(0)
+    assert rows.x.shape == (64, 1, 16)
+    end = np.asarray(rows.x + rows.velocity, np.float64)[:, 0]
+    assert_images((end + 1) * 127.5, pixels, atol=1.0)  # float16
+    cost = float(jnp.mean(jnp.sum(rows.velocity.astype(jnp.float32) ** 2, axis=2)))
+    # Independent pairs cost d (1 + 1/3) on average; these choose among 16.
+    assert cost < 0.8 * 16 * (1 + 1 / 3)
+
+
+def test_impossible_neighbours_say_what_is_possible(config):
+    same = jnp.zeros((200, 4, 4, 1), jnp.uint8)  # every target is the same image
+    with pytest.raises(RuntimeError, match=r"no epsilon gives clouds of 32 images 1.5 neighbours"):
+        stages.flow_pools(common.Run(config), config, same)(0)
+
+
+def test_methods_train_for_the_same_number_of_steps(config):
+    totals = {
+        method: sum(dataclasses.replace(config, method=method).steps().values())
+        for method in stages.STAGES
+    }
+    assert set(totals.values()) == {20_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6}, "batch_size is 6"),
+        ({"refresh_every": 15}, "refresh_every is 15"),
+        ({"straight_steps": 5}, "straight_steps is 5"),
+        ({"pair_size": 24}, "multiple of pair_size, 24"),
+        ({"clouds_per_call": 3}, "clouds_per_call is 3; it must divide 2"),
+        ({"phase_end": 1.5}, "phase_end is 1.5"),
+        ({"nfe": (5, 0)}, "nfe 0 is 0"),
+        ({"method": "fm", "stages": ("velocity",)}, "fm has no stage 'velocity'; it has straight"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(dataclasses.replace(config, **changes))
+
+
+# The drivers, in miniature.
+
+
+SMOKE = {**mnist.Config.SMOKE, "smoke": True, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A run of NSGF++ and its result; first one stage alone, as on one of several devices."""
+    out = tmp_path_factory.mktemp("images") / "run"
+    config = mnist.Config(**SMOKE, out=str(out))
+    assert imaging.main(dataclasses.replace(config, stages=("predictor",))) == {}
+    assert not (out / "result.json").exists()
+    return config, out, imaging.main(config)
+
+
+def test_run_in_stages_ends_with_samples_scores_and_pictures(smoke):
+    config, out, result = smoke
+    assert json.loads(json.dumps(result)) == json.loads((out / "result.json").read_text())
+    done = [(row["method"], row["nfe"]) for row in result["rows"]]
+    assert done == [("NSGF", 2), ("NSGF", 5), ("NSGF++", 5)]
+    for row in result["rows"]:
+        assert np.isfinite(row["fd"]) and row["seconds_per_10k"] > 0
+    assert result["references"]["floor"]["fd"] < result["references"]["shuffled"]["fd"]
+    assert result["resumed_from"] == config.predictor_steps
+    assert 0 < result["predicted_time"]["mean"] < 1
+    assert [record["unconverged"] for record in result["pools"]] == [0, 0]
+    names = {path.name for path in (out / "pictures").iterdir()}
+    assert names >= {"nsgfpp-5.png", "neighbours.png", "phases.png", "loss-velocity.png"}
+    for name in names:
+        with PIL.Image.open(out / "pictures" / name) as image:
+            assert np.asarray(image.convert("L"), float).std() > 1
+
+
+def test_samples_are_bytes_of_any_number(smoke):
+    config, out, _ = smoke
+    assert config.num_samples % config.sample_batch  # the last batch is cut
+    with np.load(out / "samples" / "nsgfpp-5.npz") as file:
+        assert file["images"].shape == (config.num_samples, 28, 28, 1)
+        assert file["images"].dtype == np.uint8
+
+
+def test_another_start_samples_without_training(smoke):
+    config, out, first = smoke
+    before = (out / "velocity" / "metrics.jsonl").read_text()
+    again = imaging.main(dataclasses.replace(config, nfe=(5,), num_samples=40))
+    assert again["resumed_from"] == sum(config.steps().values())
+    assert (out / "velocity" / "metrics.jsonl").read_text() == before
+    assert [row["nfe"] for row in again["rows"]] == [5, 5]
+
+
+def test_training_with_other_settings_is_refused(smoke):
+    config, _, _ = smoke
+    with pytest.raises(ValueError, match=r"channels: 8 there, 16 here"):
+        imaging.main(dataclasses.replace(config, channels=16))
+
+
+def test_cifar_driver_trains_on_optimal_pairs_without_a_judge(tmp_path):
+    smoke = {**SMOKE, "multipliers": (1, 2), "nfe": (2,), "attention": (), "straight_steps": 10}
+    config = cifar10.Config(**smoke, method="ot-cfm", out=str(tmp_path))
+    config = dataclasses.replace(config, velocity_steps=10, predictor_steps=0)
+    result = imaging.main(config)
+    [row] = result["rows"]
+    assert row["method"] == "OT-CFM" and "fd" not in row
+    with np.load(tmp_path / "samples" / "ot-cfm-2.npz") as file:
+        assert file["images"].shape == (config.num_samples, 32, 32, 3)
+
+
+# The table.
+
+
+def result_of(method, fds, **changes):
+    settings = {
+        **{"dataset": "mnist", "num_samples": 100, "channels": 8, "multipliers": [1, 2]},
+        **{"num_blocks": 1, "batch_size": 16},
+        **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 10, **changes},
+    }
+    rows = [
+        {"method": method, "nfe": nfe, "fd": fd, "kd": 2.0, "recall": 0.5, "seconds_per_10k": 3.0}
+        for nfe, fd in fds.items()
+    ]
+    references = {"floor": {"fd": 2.0, "kd": 0.0, "recall": 0.9}}
+    return {
+        "rows": rows,
+        "references": references,
+        "dropped": ["recall"],
+        "config": settings,
+        "dataset": "mnist",
+        "num_samples": 100,
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    def write(*results):
+        paths = []
+        for number, result in enumerate(results):
+            folder = tmp_path / f"run{number}"
+            folder.mkdir()
+            common.write_json(folder / "result.json", result)
+            paths.append(str(folder))
+        return table_images.Config(runs=tuple(paths), out=str(tmp_path / "table"))
+
+    return write
+
+
+def test_table_has_a_row_for_each_method_and_count_and_drops_blind_metrics(results, tmp_path):
+    config = results(result_of("NSGF++", {10: 20.0, 60: 5.25}), result_of("FM", {100: 7.0}))
+    table = table_images.main(config)
+    assert table.header == ["method", "NFE", "FD ↓", "KD ↓", "s per 10k"]
+    assert table.rows == [
+        ["NSGF++", "10", "20", "2", "3"],
+        ["NSGF++", "60", "5.25", "2", "3"],
+        ["FM", "100", "7", "2", "3"],
+        ["*floor*", "", "2", "0", ""],
+    ]
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert "| FM | 100 | 7 | 2 | 3 |" in text and "miss a trap: recall" in text
+    assert (tmp_path / "table" / "fd.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 16}, "channels 16 instead of 8"),
+        ({"straight_steps": 40}, "60 optimiser steps instead of 30"),
+        ({"dataset": "fashion"}, "dataset fashion instead of mnist"),
+    ],
+)
+def test_unfair_comparisons_are_refused(results, changes, message):
+    config = results(result_of("NSGF++", {10: 1.0}), result_of("FM", {10: 1.0}, **changes))
+    with pytest.raises(ValueError, match=message):
+        table_images.main(config)
+
+
+def test_unfinished_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no .*result\.json; start the run"):
+        table_images.main(table_images.Config(runs=(str(tmp_path),)))
