@@ -256,16 +256,15 @@ def scaled(pixels) -> np.ndarray:
     return np.asarray(images.scale(pixels))
 
 
-def phases(config, change, final):
+def phases(config, change, name, final):
     """Source, end of the first phase and end of the second, of the same particles."""
     columns, (middle, tau) = 10, change
     count = 2 * columns
+    predicted = f"predicted times {tau.min():.2f} to {tau.max():.2f}"
     blocks = {
         "source": noise(config, 0)[:count],
-        f"end of the first phase, predicted times {tau.min():.2f} to {tau.max():.2f}": middle[
-            :count
-        ],
-        f"end of the second phase, NFE {max(config.nfe)}": scaled(final[:count]),
+        f"end of the first phase, {predicted}": middle[:count],
+        f"end of the second phase, {name}": scaled(final[:count]),
     }
     shown = {title: np.asarray(block).reshape(-1, *config.SHAPE) for title, block in blocks.items()}
     return plotting.image_grid(shown, columns)

@@ -1,6 +1,5 @@
 """Velocity field and time predictor for images (Linen modules, called with x [n, h, w, c])."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -10,11 +9,11 @@ import jax.extend
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from sinkflow.layers import Conv, GroupNorm
 from sinkflow.types import Array, Float, Int
 
 TIME_SCALE = 1000.0  # the sines below were made for step numbers; flow time runs over [0, 1]
 LONGEST_PERIOD = 10_000.0  # of the sines over 2 pi, in the same unit
-EPSILON = 1e-6  # added to variances
 
 
 class UNet(nn.Module):
@@ -222,142 +221,6 @@ class SelfAttention(nn.Module):
         )
         zeros = nn.initializers.zeros_init()
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros)(h.reshape(x.shape))
-
-
-class Conv(nn.Module):
-    """3x3 convolution of x [n, h, w, c], zeros around it.
-
-    The kernel [width, 3, 3, c] is kept as cuDNN takes it: in Flax's order every step would
-    transpose every kernel and its gradient.
-
-    Attributes:
-      width: channels of the result.
-      strides: 1, or 2 to halve the resolution.
-      zero: start at zero.
-      add_bias: without it the bias [width] is returned beside the result, to be added later.
-      dtype: as in :class:`UNet`.
-    """
-
-    width: int
-    strides: int = 1
-    zero: bool = False
-    add_bias: bool = True
-    _: dataclasses.KW_ONLY
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]):
-        zeros = nn.initializers.zeros_init()
-        init = zeros if self.zero else nn.initializers.lecun_normal(in_axis=3, out_axis=0)
-        kernel = self.param("kernel", init, (self.width, 3, 3, x.shape[-1]))
-        bias = self.param("bias", zeros, (self.width,))
-        h = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.strides, self.strides),
-            # Explicit: with a stride "SAME" pads one side only, in a pass of its own on a GPU.
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "OHWI", "NHWC"),
-        )
-        return h + bias.astype(self.dtype)[None, None, None, :] if self.add_bias else (h, bias)
-
-
-class GroupNorm(nn.Module):
-    """x [n, h, w, c] normalised over groups of the channels of an image, as nn.GroupNorm does.
-
-    Attributes:
-      silu: apply silu to the result, in the same pass.
-
-    Source: Wu & He 2018, arXiv:1803.08494.
-    """
-
-    silu: bool
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], shift: Float[Array, "n c"] | None = None
-    ) -> Float[Array, "n h w c"]:
-        """Of x + shift; the result has the dtype of x, all between is float32."""
-        channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), channels)
-        bias = self.param("bias", nn.initializers.zeros_init(), channels)
-        shift = jnp.zeros((x.shape[0], x.shape[-1])) if shift is None else shift
-        return _normalized(x, shift, scale[None, :], bias[None, :], self.silu)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _normalized(x, shift, scale, bias, silu):
-    """GroupNorm of x + shift [n, c], then silu; scale and bias [1, c].
-
-    Two passes over x, and three for the gradient: by itself JAX keeps float32 arrays of the
-    size of x, and XLA reads them again for every sum.
-    """
-    return _normalized_forward(x, shift, scale, bias, silu)[0]
-
-
-def _normalized_forward(x, shift, scale, bias, silu):
-    h, pixels = x.astype(jnp.float32), x.shape[1] * x.shape[2]
-    mean, square = (total / pixels for total in _sums(h, h * h))
-    moved = mean + shift
-    center = _group_means(moved)
-    variance = _group_means(square + shift * (mean + moved)) - center**2
-    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
-    kept = (x, mean, shift - center, inverse, scale, bias)
-    y = _affine(h, kept)
-    return (nn.silu(y) if silu else y).astype(x.dtype), kept
-
-
-def _normalized_backward(silu, kept, gradient):
-    x, mean, shift, inverse, scale, bias = kept
-    h, pixels = x.astype(jnp.float32), x.shape[1] * x.shape[2]
-    if silu:
-        y = _affine(h, kept)
-        gate = nn.sigmoid(y)
-        gradient = gradient.astype(jnp.float32) * gate * (1 + y * (1 - gate))
-    # Kept between the passes, in the precision in which it came.
-    gradient = jax.lax.optimization_barrier(gradient.astype(x.dtype)).astype(jnp.float32)
-    plain, weighted = _sums(gradient, gradient * h)
-    weighted = inverse * (weighted + shift * plain)  # by the normalized values
-    # What moves the mean and the variance of a group moves all its pixels.
-    slope = -(inverse**2) * _group_means(scale * weighted) / pixels
-    constant = slope * shift - inverse * _group_means(scale * plain) / pixels
-    factor = inverse * scale
-    dx = _pixels(factor) * gradient + _pixels(slope) * h + _pixels(constant)
-    dshift = factor * plain + pixels * (slope * mean + constant)
-    dscale_dbias = jnp.sum(jnp.concatenate([weighted, plain], axis=1), axis=0, keepdims=True)
-    return dx.astype(x.dtype), dshift, *jnp.split(dscale_dbias, 2, axis=1)
-
-
-_normalized.defvjp(_normalized_forward, _normalized_backward)
-
-
-def _affine(h, kept):
-    """h [n, h, w, c] normalised and scaled: one multiplication and addition a value."""
-    _, _, shift, inverse, scale, bias = kept
-    factor = inverse * scale
-    return h * _pixels(factor) + _pixels(shift * factor + bias)
-
-
-def _pixels(values):
-    """Values of images and channels [n, c], for all pixels."""
-    return values[:, None, None, :]
-
-
-def _sums(a, b):
-    """Sums of two arrays [n, h, w, c] over pixels."""
-    sums = jnp.sum(a, axis=(1, 2)), jnp.sum(b, axis=(1, 2))
-    # Else XLA joins these sums and the later ones over channels or images: a pass for each.
-    return jax.lax.optimization_barrier(sums)
-
-
-def _group_means(values):
-    """For each channel the mean of its group: [n, c] to [n, c]."""
-    # At least four channels a group, for a group of one would subtract the shift added to it.
-    channels = values.shape[1]
-    counts = [count for count in range(1, 33) if channels % count == 0 and 4 * count <= channels]
-    groups = max(counts, default=1)
-    means = jnp.mean(values.reshape(-1, groups, channels // groups), axis=2)
-    return jnp.repeat(means, channels // groups, axis=1)
 
 
 def _fused(qkv):

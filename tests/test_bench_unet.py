@@ -24,6 +24,7 @@ def finished(tmp_path_factory):
     return config, out, bench_unet.main(config)
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_measured(finished):
     config, _, record = finished
     (row,) = (row for row in record["rows"] if row["peer"] == "sinkflow")
@@ -38,6 +39,7 @@ def test_rows_say_what_was_measured(finished):
     assert row["estimated_bytes"] > 4 * 4 * row["parameters"]
 
 
+@pytest.mark.slow
 def test_the_peer_has_as_many_parameters_or_says_why_it_did_not_run(finished):
     rows = {row["peer"]: row for row in finished[2]["rows"]}
     if importlib.util.find_spec("torchcfm") is None:
@@ -47,6 +49,7 @@ def test_the_peer_has_as_many_parameters_or_says_why_it_did_not_run(finished):
         assert rows["torchcfm"]["sampled_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_comes_from_the_record_alone(finished):
     _, out, record = finished
     assert json.loads((out / "unet.json").read_text()) == record

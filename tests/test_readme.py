@@ -48,6 +48,13 @@ def test_digits_rows_are_the_records():
         assert row(name, [f"{values[column]:.3f}" for column in columns]) in README, name
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_classifiers_are_as_good_as_the_records_say(dataset):
+    record = json.loads((ROOT / "experiments" / "classifiers" / f"{dataset}.json").read_text())
+    assert f"{record['test_accuracy']:.4f}" in README
+    assert record["num_test"] == 10_000
+
+
 def bench(name):
     record = json.loads((RESULTS / name).read_text())
     assert re.fullmatch(r"[0-9a-f]{12}", record["commit"])

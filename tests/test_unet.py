@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from sinkflow import unet
+from sinkflow import layers, unet
 from sinkflow.unet import CIFAR_UNET, MNIST_UNET, ConvTimePredictor, UNet
 
 TINY = {
@@ -169,7 +169,7 @@ def test_normalisation_and_its_gradients_are_flax_and_jax(key, silu):
 
     def ours(x, shift, scale, bias):
         params = {"params": {"scale": scale, "bias": bias}}
-        return jnp.sum(weight * unet.GroupNorm(silu).apply(params, x, shift))
+        return jnp.sum(weight * layers.GroupNorm(silu).apply(params, x, shift))
 
     def reference(x, shift, scale, bias):
         params = {"params": {"scale": scale, "bias": bias}}

@@ -1,0 +1,76 @@
+"""The image drivers in miniature: stages, resumption, samples, scores, pictures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from experiments import cifar10, imaging, mnist
+
+pytestmark = pytest.mark.slow
+
+SMOKE = {**mnist.Config.SMOKE, "smoke": True, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A run of NSGF++ and its result; first one stage alone, as on one of several devices."""
+    out = tmp_path_factory.mktemp("images") / "run"
+    config = mnist.Config(**SMOKE, out=str(out))
+    assert imaging.main(dataclasses.replace(config, stages=("predictor",))) == {}
+    assert not (out / "result.json").exists()
+    return config, out, imaging.main(config)
+
+
+def test_run_in_stages_ends_with_samples_scores_and_pictures(smoke):
+    config, out, result = smoke
+    assert json.loads(json.dumps(result)) == json.loads((out / "result.json").read_text())
+    done = [(row["method"], row["nfe"]) for row in result["rows"]]
+    assert done == [("NSGF", 2), ("NSGF", 5), ("NSGF++", 5)]
+    for row in result["rows"]:
+        assert np.isfinite(row["fd"]) and row["seconds_per_10k"] > 0
+    assert result["references"]["floor"]["fd"] < result["references"]["shuffled"]["fd"]
+    assert result["resumed_from"] == config.predictor_steps
+    assert 0 < result["predicted_time"]["mean"] < 1
+    assert [record["unconverged"] for record in result["pools"]] == [0, 0]
+    names = {path.name for path in (out / "pictures").iterdir()}
+    assert names >= {"nsgfpp-5.png", "neighbours.png", "phases.png", "loss-velocity.png"}
+    for name in names:
+        with PIL.Image.open(out / "pictures" / name) as image:
+            assert np.asarray(image.convert("L"), float).std() > 1
+
+
+def test_samples_are_bytes_of_any_number(smoke):
+    config, out, _ = smoke
+    assert config.num_samples % config.sample_batch  # the last batch is cut
+    with np.load(out / "samples" / "nsgfpp-5.npz") as file:
+        assert file["images"].shape == (config.num_samples, 28, 28, 1)
+        assert file["images"].dtype == np.uint8
+
+
+def test_another_start_samples_without_training(smoke):
+    config, out, first = smoke
+    before = (out / "velocity" / "metrics.jsonl").read_text()
+    again = imaging.main(dataclasses.replace(config, nfe=(5,), num_samples=40))
+    assert again["resumed_from"] == sum(config.steps().values())
+    assert (out / "velocity" / "metrics.jsonl").read_text() == before
+    assert [row["nfe"] for row in again["rows"]] == [5, 5]
+
+
+def test_training_with_other_settings_is_refused(smoke):
+    config, _, _ = smoke
+    with pytest.raises(ValueError, match=r"channels: 8 there, 16 here"):
+        imaging.main(dataclasses.replace(config, channels=16))
+
+
+def test_cifar_driver_trains_on_optimal_pairs_without_a_judge(tmp_path):
+    smoke = {**SMOKE, "multipliers": (1, 2), "nfe": (2,), "attention": (), "straight_steps": 10}
+    config = cifar10.Config(**smoke, method="ot-cfm", out=str(tmp_path))
+    config = dataclasses.replace(config, velocity_steps=10, predictor_steps=0)
+    result = imaging.main(config)
+    [row] = result["rows"]
+    assert row["method"] == "OT-CFM" and "fd" not in row
+    with np.load(tmp_path / "samples" / "ot-cfm-2.npz") as file:
+        assert file["images"].shape == (config.num_samples, 32, 32, 3)
