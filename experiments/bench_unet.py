@@ -35,7 +35,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from experiments import common
+from experiments import common, stages
 from experiments.bench_worker import told
 from sinkflow import sampling, train, unet
 
@@ -525,15 +525,6 @@ def learn(steps: Callable[[], float]) -> dict[str, Any]:
     return {"losses": losses, "first_rounds_seconds": seconds}
 
 
-class Rows(NamedTuple):
-    """What one step regresses on, and the key of its dropout."""
-
-    x: jax.Array
-    t: jax.Array
-    velocity: jax.Array
-    key: jax.Array
-
-
 class Sinkflow:
     """This library."""
 
@@ -603,7 +594,10 @@ class Sinkflow:
             self.state, info = compiled(self.state, data)
             return float(info.loss)
 
-        return steps, {"compile_seconds": seconds, "estimated_bytes": estimate(compiled)}
+        return steps, {
+            "compile_seconds": seconds,
+            "estimated_bytes": common.memory_needed(compiled),
+        }
 
     def sampler(self, batch: int) -> Callable[[], Any]:
         noise = jax.random.normal(self.key, self.config.shape(batch))
@@ -638,23 +632,16 @@ def disagreement(
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def estimate(compiled) -> int:
-    """Bytes that a compiled program holds at once, by its compiler."""
-    memory = compiled.memory_analysis()
-    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + own
-
-
-def straight_rows(data, key, *, batch: int) -> Rows:
+def straight_rows(data, key, *, batch: int) -> stages.Rows:
     """Points of straight paths from noise to images, uniform in time."""
     key_x0, key_x1, key_t, key_dropout = jax.random.split(key, 4)
     x1 = data[jax.random.randint(key_x1, (batch,), 0, data.shape[0])]
     x0, t = jax.random.normal(key_x0, x1.shape), jax.random.uniform(key_t, (batch,))
     s = t[:, None, None, None]
-    return Rows((1 - s) * x0 + s * x1, t, x1 - x0, key_dropout)
+    return stages.Rows((1 - s) * x0 + s * x1, t, x1 - x0, key_dropout)
 
 
-def matching_loss(apply_fn: Callable, params, rows: Rows):
+def matching_loss(apply_fn: Callable, params, rows: stages.Rows):
     """Mean squared error of the velocity, with dropout."""
     error = apply_fn(params, rows.x, rows.t, train=True, rngs={"dropout": rows.key}) - rows.velocity
     return jnp.mean(error**2)

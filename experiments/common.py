@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -457,7 +458,8 @@ def fit(
                 shards = None  # the last part's memory is free before the next one takes its own
                 shards = parallel.shard(data(done // part_steps))
                 if part < 0:
-                    say_memory(description, advance.lower(state, shards).compile())
+                    needed = memory_needed(advance.lower(state, shards).compile())
+                    tqdm.write(f"{description}: {(needed or math.nan) / 1e9:.2f} GB on each device")
                 part = done // part_steps
             state, info = advance(state, shards)
             done += steps_per_call
@@ -469,14 +471,13 @@ def fit(
     return state
 
 
-def say_memory(description: str, program: Any) -> None:
-    """Prints what a compiled call needs of each device: arguments, results and scratch."""
+def memory_needed(program: Any) -> int | None:
+    """Bytes of each device that a compiled call needs: arguments, results and scratch."""
     sizes = program.memory_analysis()
     if sizes is None:  # not every backend tells
-        return
-    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
-    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    tqdm.write(f"{description}: {needed / 1e9:.2f} GB of device memory")
+        return None
+    own = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + own
 
 
 def check_steps(steps_per_call: int, **counts: int) -> None:
