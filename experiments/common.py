@@ -54,7 +54,7 @@ class FlowConfig:
     """Rows of each optimiser step, over all devices."""
     train_steps: int = 4_000
     """Optimiser steps."""
-    row_power: float = 1.0
+    row_power: float = 2.0
     """A row's time is u^row_power of its path's, u uniform: above 1 early times are seen more
     often, where paths part. Flow time takes its stored states alike."""
     learning_rate: float = 2e-3
