@@ -364,10 +364,15 @@ def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
     """
     if not (folder / "config.json").exists():
         raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
-    if checkpoint.latest_step(folder / "checkpoints") is None:
-        raise ValueError(f"run is {folder}: it has no checkpoint yet; start its driver again")
     settings = json.loads((folder / "config.json").read_text())
     driver = importlib.import_module(f"experiments.{settings['driver']}")
+    if not issubclass(driver.Config, FlowConfig):
+        raise ValueError(
+            f"run is {folder}: {settings['driver']} draws its samples itself; start it again with "
+            "the same settings and the --num-samples and --nfe you want"
+        )
+    if checkpoint.latest_step(folder / "checkpoints") is None:
+        raise ValueError(f"run is {folder}: it has no checkpoint yet; start its driver again")
     values = {name: value for name, value in settings.items() if name != "driver"}
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     config = driver.Config(**{**values, **lists})

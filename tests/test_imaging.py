@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, imaging, mnist, stages, table_images
+from experiments import common, imaging, mnist, sample, stages, table_images
 from experiments.image_config import check
 from sinkflow import pool
 
@@ -133,6 +133,12 @@ def test_methods_train_for_the_same_number_of_steps(config):
 def test_settings_that_cannot_be_are_named(config, changes, message):
     with pytest.raises(ValueError, match=message):
         check(dataclasses.replace(config, **changes))
+
+
+def test_an_image_run_is_not_for_the_sampler_of_vectors(config):
+    common.Run(dataclasses.replace(mnist.Config(), out=config.out))
+    with pytest.raises(ValueError, match="mnist draws its samples itself; start it again"):
+        sample.main(sample.Config(run=config.out, num_samples=1, nfe=1))
 
 
 # The table.
