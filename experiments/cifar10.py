@@ -44,6 +44,7 @@ class Config(ImageConfig):
     dataset: tyro.conf.Suppress[str] = "cifar10"
     """Data set."""
 
+    SMOKE: ClassVar[dict] = {**ImageConfig.SMOKE, "attention": ()}  # its widths suit no head
     SHAPE: ClassVar[tuple[int, int, int]] = (32, 32, 3)
     CLASSIFIER: ClassVar[bool] = False
     FLIP: ClassVar[bool] = True

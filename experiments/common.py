@@ -215,7 +215,8 @@ class Run:
             raise ValueError(f"out is {self.out}: cannot write there ({error.strerror})") from None
         saved = self.out / "config.json"
         # Before its first result a run has nothing to lose: settings may be mended in place.
-        started = any((self.out / name).exists() for name in ("pool", "cells"))
+        results = ("pool", "cells", "checkpoints", "*/checkpoints")
+        started = any(any(self.out.glob(name)) for name in results)
         if saved.exists() and started:
             checkpoint.check_config(self.out, json.loads(saved.read_text()), self.settings)
         else:
@@ -243,6 +244,7 @@ class Run:
         part = copy.copy(self)
         part.out = self.out / name
         part.out.mkdir(exist_ok=True)
+        part.resumed_from = None
         part.log_file = part.out / self.log_file.name
         return part
 

@@ -1,7 +1,7 @@
 """Neural Sinkhorn gradient flow on real input: 1,797 handwritten digits of 8x8 pixels.
 
 Command:  python -m experiments.digits
-Runtime:  about 2.5 minutes on two CPU cores; --smoke ends in under a minute.
+Runtime:  about 3 minutes on two CPU cores; --smoke ends in under a minute.
 Expected: the README's table "On real digits"; a larger change than its spread is a finding.
 Source:   arXiv:2401.14069, the method; the digits ship with scikit-learn.
 """

@@ -17,6 +17,12 @@ STAGES = {
 }
 
 
+PURPOSES = (
+    *("shuffle", "epsilon", "flows", "pairs", "noise"),
+    *("velocity", "predictor", "straight"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
     """Settings that every image model needs. Lengths are pixel values in [-1, 1]."""
@@ -45,8 +51,10 @@ class ImageConfig:
     more of its memory, some 16 bytes times num_particles squared for each."""
     refresh_every: int = 1_000
     """Optimiser steps on one pool; then new clouds are simulated (or paired)."""
+    max_iterations: int = 20_000
+    """Cap on the iterations of a Sinkhorn solve; a run that failed on it goes on with a larger."""
     pairs: Literal["independent", "exact", "sinkhorn"] = "independent"
-    """Pairs of the straight flow: none, exact assignment, or drawn from a Sinkhorn plan."""
+    """Pairs of NSGF++'s straight flow: none, exact assignment, or drawn from a Sinkhorn plan."""
     pair_size: int = 256
     """Images in each exact or Sinkhorn pairing; may be larger than the batch."""
     channels: int = 64
@@ -68,11 +76,12 @@ class ImageConfig:
     batch_size: int = 256
     """Images of each optimiser step, over all devices."""
     row_power: float = 1.0
-    """A pool's row lies at u^row_power of its path's time, u uniform: above 1 more early rows."""
+    """Rows of flows and of optimal pairs lie at u^row_power of the time, u uniform: above 1 more
+    early rows."""
     learning_rate: float = 1e-3
     """Peak of Adam's learning rate: linear warm-up over 5% of the steps, then cosine decay."""
     clip: float = 1.0
-    """Largest norm of a gradient."""
+    """Largest norm of a gradient; the loss is a mean over pixels."""
     ema_decay: float = 0.999
     """Decay of the moving average of parameters that samples are drawn with."""
     steps_per_call: int = 100
@@ -86,7 +95,8 @@ class ImageConfig:
     phase_end: float = 0.7
     """Geodesic time in (0, 1] at which the first phase ends."""
     num_samples: int = 10_000
-    """Images to generate for each number of evaluations; as many real ones are compared."""
+    """Images to generate for each number of evaluations; as many of them as there are test images
+    are compared with these."""
     sample_batch: int = 2_000
     """Images generated side by side."""
     inception_weights: str = ""
@@ -119,7 +129,7 @@ class ImageConfig:
     }
     SELECTION: ClassVar[tuple[str, ...]] = (
         *("stages", "data_dir", "nfe", "phase_steps", "phase_end", "num_samples", "sample_batch"),
-        "inception_weights",
+        *("inception_weights", "max_iterations"),
     )
     """Settings of what is run and how it is sampled: a later start of the run may change them."""
     SHAPE: ClassVar[tuple[int, int, int]]
@@ -139,6 +149,10 @@ class ImageConfig:
     def dim(self) -> int:
         """Pixels of an image."""
         return int(np.prod(self.SHAPE))
+
+    def key(self, purpose: str) -> jax.Array:
+        """The PRNG key of one of :data:`PURPOSES`; no other has it, whatever the seed."""
+        return jax.random.fold_in(jax.random.key(self.seed), PURPOSES.index(purpose))
 
     def steps(self) -> dict[str, int]:
         """Optimiser steps of each stage; the same in all for every method."""
@@ -191,6 +205,12 @@ def check(config: ImageConfig) -> None:
                 f"num_clouds {config.num_clouds} times num_particles {config.num_particles} is "
                 f"{particles}; it must be a multiple of {name}, {share}"
             )
+    if not config.nfe:
+        raise ValueError("nfe is empty; give at least one number of network evaluations")
+    if config.method != "nsgf++" and config.pairs != "independent":
+        raise ValueError(
+            f"pairs is {config.pairs!r}; {config.method} has its own, leave the setting away"
+        )
     if not 0 < config.phase_end <= 1:
         raise ValueError(f"phase_end is {config.phase_end}; geodesic time lies in (0, 1]")
     for name in config.stages:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,10 +33,10 @@ def main(config: ImageConfig) -> dict:
     run = common.Run(config)
     train_set, test_set = (load(config, split) for split in ("train", "test"))
     print(memory_ahead(config, train_set.pixels))
+    score = Scorer(config, train_set, test_set)  # first: what it lacks is said before training
     fields = train_stages(run, config, jnp.asarray(train_set.pixels))
     if len(fields) < len(STAGES[config.method]):
         return {}
-    score = Scorer(config, train_set, test_set)
     rows, drawn = [], {}
     for scheme in schemes(config, fields):
         name = f"{scheme.label}, NFE {scheme.nfe}"
@@ -53,18 +54,18 @@ def main(config: ImageConfig) -> dict:
     for name, scores in references.items():
         print(row_line({"method": name, **scores}))
     change = phase_change(config, fields) if config.method == "nsgf++" else None
-    with run.timed("pictures"):
-        draw_pictures(run, config, drawn, train_set.pixels, change)
     result = run.finish(
         rows=rows,
         references=references,
         dropped=judge.indistinct(references) if references else [],
         dataset=config.dataset,
-        num_samples=config.num_samples,
+        num_samples=score.count,
+        classifier=score.judge and score.judge.record["sha256"],
         device_memory_gb=peak_memory(),
         predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
         pools=pool_records(run),
     )
+    draw_pictures(run, config, drawn, train_set.pixels, change)
     print(f"seconds {result['times']}; pictures and result.json in {run.out}")
     return result
 
@@ -82,6 +83,8 @@ class Scorer:
     def __init__(self, config: ImageConfig, train_set, test_set):
         self.count = min(config.num_samples, len(test_set.labels))
         self.real, self.weights = test_set.pixels[: self.count], config.inception_weights
+        if self.weights and not pathlib.Path(self.weights).is_file():
+            raise FileNotFoundError(f"inception_weights is {self.weights}: there is no such file")
         self.judge = (
             judge.Judge(config.dataset, train_set, test_set, num_images=self.count)
             if config.CLASSIFIER
@@ -105,11 +108,10 @@ def train_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, stag
     made = stages.make_stages(run, config, pixels)
     steps = config.steps()
     fields = {}
-    for number, name in enumerate(STAGES[config.method]):
+    for name in STAGES[config.method]:
         finished = checkpoint.latest_step(run.out / name / "checkpoints") == steps[name]
         if finished or name in (config.stages or steps):
-            key = jax.random.fold_in(jax.random.key(config.seed), number)
-            fields[name] = stages.learn(run, config, name, made[name], key)
+            fields[name] = stages.learn(run, config, name, made[name])
     missing = [name for name in steps if name not in fields]
     if missing:
         print(f"still to be trained before samples are drawn: {', '.join(missing)}")
@@ -126,7 +128,7 @@ def memory_ahead(config: ImageConfig, pixels) -> str:
         parts["pool"] = 2 * particles * config.flow_steps * floats / GIGABYTE
         parts["solver"] = config.clouds_per_call * 16 * config.num_particles**2 / GIGABYTE
     if config.pairing() != "independent":
-        parts["pairs"] = 3 * particles * floats / GIGABYTE
+        parts["pairs"] = 6 * particles * floats / GIGABYTE
     return "memory ahead [GB]: " + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
 
 
@@ -190,7 +192,7 @@ def phase_change(config, fields) -> tuple[np.ndarray, np.ndarray]:
 
 def noise(config, number: int) -> jax.Array:
     """Source samples [sample_batch, d] of one batch; the same for every scheme and method."""
-    key = jax.random.fold_in(jax.random.key(config.seed + 3), number)
+    key = jax.random.fold_in(config.key("noise"), number)
     return jax.random.normal(key, (config.sample_batch, config.dim()))
 
 

@@ -1,7 +1,7 @@
 """Neural Sinkhorn gradient flow between two measures in the plane.
 
 Command:  python -m experiments.plane --task 8gaussians-moons
-Runtime:  about a minute on two CPU cores; --smoke ends in under a minute.
+Runtime:  a minute and a half on two CPU cores; --smoke ends in under a minute.
 Expected: the README's table "In the plane"; a larger change than its spread is a finding.
 Source:   arXiv:2401.14069, the 2-D experiments; geodesic time is ours.
 """

@@ -72,21 +72,20 @@ def make_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, Stage
     draw_pool = functools.partial(pool_rows, batch_size=share, power=config.row_power)
     velocity = on_vectors(field, config.SHAPE, jnp.zeros(1))
     # Images in random order once, so that every device's share has all classes.
-    pixels = shared(pixels, jax.random.key(config.seed))
-    straight = (
-        (draw_pairs, lambda part: pixels)
-        if config.pairing() == "independent"
-        else (draw_pool, pair_pools(run, config, pixels))
-    )
+    pixels = shared(pixels, config.key("shuffle"))
+    independent = config.pairing() == "independent"
+    paired = (lambda part: pixels) if independent else pair_pools(run, config, pixels)
+    draw_straight = draw_pairs if independent else draw_pool
     made = {
         "velocity": Stage(velocity, matching_loss, draw_pool, flow_pools(run, config, pixels)),
         "predictor": Stage(
             on_vectors(unet.ConvTimePredictor(), config.SHAPE),
             train.time_prediction_loss,
-            draw_pairs,
-            lambda part: pixels,
+            # The points of the straight flow, at each of its times alike.
+            draw_pairs if independent else functools.partial(pool_rows, batch_size=share),
+            paired,
         ),
-        "straight": Stage(velocity, matching_loss, *straight),
+        "straight": Stage(velocity, matching_loss, draw_straight, paired),
     }
     return {name: made[name] for name in STAGES[config.method]}
 
@@ -148,12 +147,12 @@ def vectors(key, pixels, mirror: bool):
 
 
 def matching_loss(apply_fn, params, rows: Rows):
-    """:func:`sinkflow.train.velocity_matching_loss` with the network's dropout."""
+    """:func:`sinkflow.train.velocity_matching_loss` a pixel, with the network's dropout."""
     # A key of "rbg": one of threefry costs a GPU more than the masks are worth.
     bits = jax.random.bits(rows.key[0], (4,), jnp.uint32)
     rngs = {"dropout": jax.random.wrap_key_data(bits, impl="rbg")}
     noisy = functools.partial(apply_fn, train=True, rngs=rngs)
-    return train.velocity_matching_loss(noisy, params, rows)
+    return train.velocity_matching_loss(noisy, params, rows) / rows.x.shape[1]
 
 
 # What rows are drawn from.
@@ -175,9 +174,14 @@ def samplers(config, pixels) -> tuple[Callable, Callable]:
 
 def chosen_epsilon(config, source, target, size: int) -> float:
     """Epsilon [length^2] that gives clouds of ``size`` the wanted number of neighbours."""
-    key_x, key_y = jax.random.split(jax.random.key(config.seed))
-    solve = functools.partial(epsilon.epsilon_for_neighbours, threshold=1e-3)
-    value, solved = solve(source(key_x, size), target(key_y, size), config.neighbours)
+    key_x, key_y = jax.random.split(config.key("epsilon"))
+    value, solved = epsilon.epsilon_for_neighbours(
+        source(key_x, size),
+        target(key_y, size),
+        config.neighbours,
+        threshold=1e-3,
+        max_iterations=config.max_iterations,
+    )
     if not solved.converged or abs(float(solved.neighbours) / config.neighbours - 1) > 0.05:
         raise RuntimeError(
             f"no epsilon gives clouds of {size} images {config.neighbours} neighbours: the closest "
@@ -190,7 +194,7 @@ def chosen_epsilon(config, source, target, size: int) -> float:
 def flow_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
     """Makes the pool of Sinkhorn flows of a part of the training; its certificates are logged."""
     source, target = samplers(config, pixels)
-    keys = jax.random.key(config.seed + 1)
+    keys = config.key("flows")
 
     @functools.cache
     def regularisation():
@@ -207,7 +211,7 @@ def flow_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
                 epsilon=regularisation(),
                 step_sizes=config.step_sizes(),
                 clouds_per_call=config.clouds_per_call,
-                max_iterations=20_000,
+                max_iterations=config.max_iterations,
                 dtype=POOL_DTYPE,
             )
             jax.block_until_ready(rows)
@@ -223,7 +227,7 @@ def flow_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
 def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
     """Makes the pool of pairs of a part of the training, exact or drawn from a plan."""
     source, target = samplers(config, pixels)
-    keys = jax.random.key(config.seed + 2)
+    keys = config.key("pairs")
     size, count = config.pair_size, config.num_clouds * config.num_particles // config.pair_size
 
     @functools.cache
@@ -239,7 +243,7 @@ def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
     def plan_partners(keys, x, y, epsilon):
         def one(cloud):
             key, x, y = cloud
-            out = sinkhorn(x, y, epsilon, max_iterations=20_000)
+            out = sinkhorn(x, y, epsilon, max_iterations=config.max_iterations)
             return divergence.draw_partners(key, x, y, out.g, epsilon), out.converged
 
         return jax.lax.map(one, (keys, x, y), batch_size=max(1, 2**24 // size**2))
@@ -270,16 +274,18 @@ def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
 # Training.
 
 
-def learn(run: common.Run, config: ImageConfig, name: str, stage: Stage, key) -> Field:
+def learn(run: common.Run, config: ImageConfig, name: str, stage: Stage) -> Field:
     """A stage's field, with averaged parameters; it resumes where an earlier start stopped."""
     num_steps = config.steps()[name]
     optimizer = adam(config, num_steps)
-    key_init, key_rows = jax.random.split(key)
+    key_init, key_rows = jax.random.split(config.key(name))
     # One program of many threefry draws takes a compiler long.
     init = jax.jit(lambda key: train.create(stage.network.init(key), optimizer))
     state = init(jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg"))
+    # The average spans a tenth of the training at most: nothing is left of the initial values.
+    decay = min(config.ema_decay, 1 - 10 / max(num_steps, 20))
     step = train.make_step(
-        stage.network.apply_fn, optimizer, ema_decay=config.ema_decay, loss_fn=stage.loss_fn
+        stage.network.apply_fn, optimizer, ema_decay=decay, loss_fn=stage.loss_fn
     )
     keys = jax.random.split(key_rows, jax.local_device_count())
     part = run.stage(name)

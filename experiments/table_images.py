@@ -71,7 +71,10 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
     """Raises ValueError unless all runs have the first one's data, samples, network and steps."""
-    shared = ("dataset", "num_samples", "channels", "multipliers", "num_blocks", "batch_size")
+    shared = (
+        *("dataset", "num_samples", "channels", "multipliers", "num_blocks", "attention"),
+        *("dropout", "batch_size", "learning_rate", "clip", "ema_decay"),
+    )
     steps = ("velocity_steps", "predictor_steps", "straight_steps")
     first = results[0]["config"]
     for name, result in zip(names, results, strict=True):
@@ -80,6 +83,9 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             for key in shared
             if result["config"][key] != first[key]
         ]
+        for what in ("classifier", "device"):
+            if result[what] != results[0][what]:
+                different.append(f"{what} {result[what]} instead of {results[0][what]}")
         total, wanted = (sum(config[key] for key in steps) for config in (result["config"], first))
         if total != wanted:
             different.append(f"{total} optimiser steps instead of {wanted}")
@@ -90,6 +96,10 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
 def make_table(results: Sequence[dict]) -> tables.Table:
     """A row for every method and number of evaluations, then floor and traps."""
     first = results[0]
+    labels = [(row["method"], row["nfe"]) for result in results for row in result["rows"]]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"two runs have rows of {twice[0]}; a table has each method once")
     rows = [flat_row(row) for result in results for row in result["rows"]]
     references = [{"method": f"*{name}*", **scores} for name, scores in first["references"].items()]
     shown = [
@@ -101,7 +111,7 @@ def make_table(results: Sequence[dict]) -> tables.Table:
         [row["method"], str(row.get("nfe", "")), *(cell(row, name) for name in shown)]
         for row in (*rows, *references)
     ]
-    title = f"{first['dataset']}, {first['num_samples']} samples"
+    title = f"{first['dataset']}, {first['num_samples']} samples, {first['device']['kind']}"
     if first["dropped"]:
         title += f" (left out, as they miss a trap: {', '.join(first['dropped'])})"
     return tables.Table(title, ["method", "NFE", *(HEADINGS[name] for name in shown)], body)

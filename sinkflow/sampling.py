@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+
 from sinkflow import ode
 from sinkflow.types import Array, Float, ScalarLike
 
@@ -91,7 +93,7 @@ def two_phase(
     """
     params_nsgf, params_straight, params_predictor = params
     x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps, power=power)
-    tau = predictor_fn(params_predictor, x)
+    tau = jax.jit(predictor_fn)(params_predictor, x)
     return ode.integrate(
         straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps, power=power
     )

@@ -60,13 +60,15 @@ def test_another_start_samples_without_training(smoke):
 
 
 def test_training_with_other_settings_is_refused(smoke):
-    config, _, _ = smoke
+    config, out, _ = smoke
+    before = (out / "config.json").read_text()
     with pytest.raises(ValueError, match=r"channels: 8 there, 16 here"):
         imaging.main(dataclasses.replace(config, channels=16))
+    assert (out / "config.json").read_text() == before
 
 
 def test_cifar_driver_trains_on_optimal_pairs_without_a_judge(tmp_path):
-    smoke = {**SMOKE, "multipliers": (1, 2), "nfe": (2,), "attention": (), "straight_steps": 10}
+    smoke = {**cifar10.Config.SMOKE, "smoke": True, "nfe": (2,), "straight_steps": 10}
     config = cifar10.Config(**smoke, method="ot-cfm", out=str(tmp_path))
     config = dataclasses.replace(config, velocity_steps=10, predictor_steps=0)
     result = imaging.main(config)
