@@ -26,6 +26,7 @@ def measured(record, track, peer):
 
 
 @pytest.mark.parametrize("peer", ["sinkflow", "ott"])
+@pytest.mark.slow
 def test_rows_say_what_was_measured_and_where(finished, peer):
     fixed, sweep = (measured(finished[2], track, peer) for track in "AB")
     assert fixed["seconds_per_pass"] == pytest.approx(fixed["seconds"] / fixed["passes"])
@@ -38,18 +39,21 @@ def test_rows_say_what_was_measured_and_where(finished, peer):
     assert "0.01" in sweep["tolerances"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_run_says_why(finished):
     row = measured(finished[2], "A", "flash")
     assert row["not_run"] and "seconds" not in row
     assert f"not run: {row['not_run']}" in (finished[1] / "bench.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_pool_is_judged_by_the_reference(finished):
     row = measured(finished[2], "C", "sinkflow")
     assert row["unconverged"] == 0 and not row["extrapolated"]
     assert len(row["errors"]) == 3 and max(row["errors"]) < 1e-2
 
 
+@pytest.mark.slow
 def test_tables_come_from_the_record_alone(finished):
     _, out, record = finished
     assert json.loads((out / "bench.json").read_text()) == record
@@ -59,6 +63,7 @@ def test_tables_come_from_the_record_alone(finished):
     assert (out / "bench.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_later_start_replaces_its_own_rows_only(finished):
     config, _, before = finished
     again = dataclasses.replace(config, track=("A",), peers=("sinkflow",))

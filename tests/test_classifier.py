@@ -31,6 +31,7 @@ def test_network_has_the_documented_size(model):
     assert count == 188_746 and f"{count:,} parameters" in classifier.Classifier.__doc__
 
 
+@pytest.mark.slow
 def test_logits_are_the_head_of_the_features(model):
     network, params, x = model
     features = network.apply(params, x, method="features")
@@ -106,6 +107,7 @@ def trained(tmp_path_factory):
     return config, driver.main(config)
 
 
+@pytest.mark.slow
 def test_training_writes_weights_that_score_what_the_record_says(trained):
     config, result = trained
     out = pathlib.Path(config.out)
@@ -123,6 +125,7 @@ def test_training_writes_weights_that_score_what_the_record_says(trained):
     assert not [path for path in out.rglob("*") if "partial" in path.name]
 
 
+@pytest.mark.slow
 def test_finished_training_is_shipped_without_training_again(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "load", lambda name, folder, split, smoke: judge.smoke_images(split))
     monkeypatch.setattr(judge, "CLASSIFIERS", tmp_path / "shipped")

@@ -160,6 +160,7 @@ def test_another_config_in_the_same_folder_is_one_clear_line(start, smoke):
     assert (out / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_started_again_ends_bit_for_bit_like_an_unbroken_one(start, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     running = start(*KILLABLE, "--out", broken)
@@ -202,6 +203,7 @@ def test_plain_time_runs_on_four_devices_and_again_from_its_checkpoint(tmp_path)
     chex.assert_trees_all_equal(final_state(tmp_path / "run", (8,), 20), state)
 
 
+@pytest.mark.slow
 def test_digits_runs(tmp_path):
     tiny = {**TINY, "num_particles": 64, "num_test": 500, "num_floors": 1}
     result = digits.main(digits.Config(**tiny, epsilon=1.0, out=str(tmp_path)))

@@ -97,6 +97,7 @@ def test_hard_marginals_are_the_limit_of_soft_ones(problem):
 
 @pytest.mark.parametrize("penalty", [None, 2.0])
 @pytest.mark.parametrize("cost_fn", [general.half_squares, general.euclidean])
+@pytest.mark.slow
 def test_gradient_is_the_central_difference(key, problem, penalty, cost_fn):
     x, y, a, b = problem
 

@@ -54,6 +54,7 @@ def central_difference(fn, problem, move, step=1e-4):
 
 
 @pytest.mark.parametrize("gradient", OPTIONS)
+@pytest.mark.slow
 def test_value_in_every_argument(key, problem, gradient):
     def value(x, y, epsilon, a, b):
         out = sinkhorn(x, y, epsilon, a=a, b=b, gradient=gradient, **OPTIONS[gradient])
@@ -201,6 +202,7 @@ def test_wrong_settings_are_named(problem):
         sinkhorn_self(x, epsilon, gradient="unrolled", max_iterations=2.5)
 
 
+@pytest.mark.slow
 def test_gradients_far_from_the_origin(key):
     """In float32, 1e4 away: the shift costs the digits of the points, not of the sums."""
     x = jax.random.normal(key, (N, 2))

@@ -70,6 +70,7 @@ def test_mirrored_rows_end_at_images_or_their_mirrors(key, pixels):
         assert_images(ends(rows), pixels, atol=0.01)
 
 
+@pytest.mark.slow
 def test_pool_of_flows_ends_at_images(key, config, pixels):
     run = common.Run(config)
     rows = stages.flow_pools(run, dataclasses.replace(config, neighbours=1.01), pixels)(0)
@@ -93,6 +94,7 @@ def test_parts_of_a_training_have_clouds_of_their_own(config, pixels):
 
 
 @pytest.mark.parametrize("pairs", ["exact", "sinkhorn"])
+@pytest.mark.slow
 def test_optimal_pairs_stay_pairs_and_are_cheaper(config, pixels, pairs):
     config = dataclasses.replace(config, pairs=pairs)
     rows = stages.pair_pools(common.Run(config), config, pixels)(0)
@@ -156,6 +158,7 @@ def test_two_phases_follow_each_field_over_its_own_part(config):
     np.testing.assert_allclose(end, 0.7 * 10 + (1 - 0.25) * 1, rtol=1e-5)  # by hand
 
 
+@pytest.mark.slow
 def test_networks_on_vectors_are_those_on_images(key):
     model = unet.UNet(8, (1,), 1, dtype=jnp.float32)
     network = stages.on_vectors(model, (4, 4, 1), jnp.zeros(1))

@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
     return config, out, table_plane.main(config)
 
 
+@pytest.mark.slow
 def test_every_method_has_a_row_and_a_cell_for_each_seed(finished):
     config, out, (table,) = finished
     assert [row[0] for row in table.rows] == list(methods.METHODS)
@@ -36,12 +37,14 @@ def test_every_method_has_a_row_and_a_cell_for_each_seed(finished):
     assert len({cell["floor"] for cell in cells if cell["seed"] == 0}) == 1
 
 
+@pytest.mark.slow
 def test_a_two_phase_method_has_no_scheme_of_one_evaluation(finished):
     rows = {row[0]: row for row in finished[2][0].rows}
     assert rows["NSGF++"][1] == "n/a"
     assert float(rows["NSGF++"][2].split()[0]) > 0
 
 
+@pytest.mark.slow
 def test_table_is_the_mean_over_the_cells(finished):
     config, out, (table,) = finished
     values = [
@@ -55,6 +58,7 @@ def test_table_is_the_mean_over_the_cells(finished):
     assert (out / "w2.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_a_missing_cell_is_run_again_and_only_that(finished, capsys):
     config, out, tables = finished
     lost = out / "cells" / "fm" / "moons-1.json"

@@ -64,6 +64,7 @@ def gap(a, b):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.slow
 def test_velocity_is_float32_shaped_like_the_image_and_zero_at_first(key, dtype):
     velocity = applied(dtype)(parameters(), *inputs(key))
     assert velocity.shape == SIZE and velocity.dtype == jnp.float32
@@ -118,6 +119,7 @@ def test_time_embedding_tells_the_steps_of_a_sampler_apart(key):
     assert told.dtype == np.float32 and gaps.min() > 1e-2
 
 
+@pytest.mark.slow
 def test_gradient_reaches_every_parameter_once_training_has_begun(key):
     apply, params = applied(), parameters()
     arguments, target = inputs(key), jax.random.normal(key, SIZE)
@@ -192,6 +194,7 @@ def test_fused_attention_is_for_cuda_and_what_fits_it(monkeypatch):
     assert not unet._fused(qkv(dtype=jnp.float32))
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only(key):
     apply, params, arguments = applied(dropout=0.5), perturbed(parameters()), inputs(key)
     train = lambda seed: apply(
@@ -240,6 +243,7 @@ def test_known_settings_have_the_known_number_of_parameters():
     assert num_parameters(MNIST_UNET(), *image(1)) == 1_522_561
 
 
+@pytest.mark.slow
 def test_predicted_time_is_a_float32_between_zero_and_one(key):
     model = ConvTimePredictor()
     for size in [(3, 8, 8, 2), (1, 7, 1, 1)]:  # the second is odd, and too small to halve thrice
@@ -249,6 +253,7 @@ def test_predicted_time_is_a_float32_between_zero_and_one(key):
         assert np.all((t > 0) & (t < 1))
 
 
+@pytest.mark.slow
 def test_predictor_learns_to_tell_noise_from_a_constant_image(key):
     model, optimizer = ConvTimePredictor((8, 16), jnp.float32), optax.adam(1e-2)
     true = jnp.repeat(jnp.array([0.0, 1.0]), 16)
