@@ -102,7 +102,7 @@ class UNet(nn.Module):
         return Conv(x.shape[-1], zero=True, dtype=self.dtype)(h).astype(jnp.float32)
 
 
-# For CIFAR-10 the setting of the first author's code, 35.7 million parameters; for MNIST 1.5 million.
+# For CIFAR-10 as the first author's code has it, 35.7 million parameters; for MNIST 1.5 million.
 CIFAR_UNET = functools.partial(
     UNet, channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention=(16,), dropout=0.1
 )
