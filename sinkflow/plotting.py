@@ -55,7 +55,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     """Training loss against optimiser steps."""
     fig, axes = figure(size=4.0)
     axes[0, 0].plot(steps, losses, color=SAMPLE)
-    axes[0, 0].set(xlabel="optimiser steps", ylabel="velocity-matching loss", yscale="log")
+    axes[0, 0].set(xlabel="optimiser steps", ylabel="training loss", yscale="log")
     return fig
 
 
