@@ -90,10 +90,12 @@ class ImageConfig:
     """Optimiser steps between checkpoints."""
     nfe: tuple[int, ...] = (1, 2, 5, 10, 20, 60, 100)
     """Network evaluations for each sample, where the method has a scheme of so many."""
-    phase_steps: int = 5
-    """Most steps of NSGF++'s first phase; its second one has what these and the predictor leave."""
+    stepper: Literal["euler", "ab2"] = "ab2"
+    """How fields are integrated, one evaluation a step: Euler's method, or that of Adams and
+    Bashforth, which is of second order."""
     phase_end: float = 0.7
-    """Geodesic time in (0, 1] at which the first phase ends."""
+    """Geodesic time in (0, 1] at which NSGF++'s first phase ends; it has as large a share of the
+    steps."""
     num_samples: int = 10_000
     """Images to generate for each number of evaluations; as many of them as there are test images
     are compared with these."""
@@ -128,7 +130,7 @@ class ImageConfig:
         "sample_batch": 40,
     }
     SELECTION: ClassVar[tuple[str, ...]] = (
-        *("stages", "data_dir", "nfe", "phase_steps", "phase_end", "num_samples", "sample_batch"),
+        *("stages", "data_dir", "nfe", "stepper", "phase_end", "num_samples", "sample_batch"),
         *("inception_weights", "max_iterations"),
     )
     """Settings of what is run and how it is sampled: a later start of the run may change them."""
@@ -184,7 +186,6 @@ def check(config: ImageConfig) -> None:
         pair_size=config.pair_size,
         num_samples=config.num_samples,
         sample_batch=config.sample_batch,
-        phase_steps=config.phase_steps,
         **{f"nfe {nfe}": nfe for nfe in config.nfe},
     )
     common.check_steps(

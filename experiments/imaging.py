@@ -150,26 +150,26 @@ def pool_records(run: common.Run) -> list[dict]:
 def schemes(config: ImageConfig, fields: dict[str, stages.Field]) -> list[Scheme]:
     """Every way to sample that ``nfe`` asks for and the method has."""
     label = LABELS[config.method]
-    straight = fields["straight"]
+    alone = functools.partial(follow, stepper=config.stepper)
     made = []
     for nfe in config.nfe:
         if config.method != "nsgf++":
-            made.append(Scheme(label, nfe, functools.partial(follow, straight, nfe=nfe)))
+            made.append(Scheme(label, nfe, functools.partial(alone, fields["straight"], nfe=nfe)))
             continue
-        made.append(Scheme("NSGF", nfe, functools.partial(follow, fields["velocity"], nfe=nfe)))
+        made.append(Scheme("NSGF", nfe, functools.partial(alone, fields["velocity"], nfe=nfe)))
         if nfe >= 3:
             made.append(Scheme(label, nfe, two_phases(config, fields, nfe)))
     return made
 
 
-def follow(field: stages.Field, x, *, nfe: int, t1: float = 1.0):
+def follow(field: stages.Field, x, *, nfe: int, stepper: str, t1: float = 1.0):
     """Particles carried along a field from time 0 to ``t1``."""
-    return ode.integrate(field.apply_fn, field.params, x, t1=t1, nfe=nfe)
+    return ode.integrate(field.apply_fn, field.params, x, t1=t1, nfe=nfe, method=stepper)
 
 
 def two_phases(config, fields, nfe: int) -> Callable:
     """``carry`` of NSGF++ for ``nfe`` evaluations."""
-    first, second = sampling.phase_steps(nfe, config.phase_steps)
+    first, second = sampling.phase_steps(nfe, config.phase_end)
     velocity, straight, predictor = (fields[name] for name in ("velocity", "straight", "predictor"))
     return functools.partial(
         sampling.two_phase,
@@ -180,13 +180,15 @@ def two_phases(config, fields, nfe: int) -> Callable:
         nsgf_steps=first,
         straight_steps=second,
         horizon=config.phase_end,
+        method=config.stepper,
     )
 
 
 def phase_change(config, fields) -> tuple[np.ndarray, np.ndarray]:
     """Where NSGF++'s first phase ends [sample_batch, d], and the times predicted from there."""
     velocity, predictor = fields["velocity"], fields["predictor"]
-    end = follow(velocity, noise(config, 0), nfe=config.phase_steps, t1=config.phase_end)
+    nfe = sampling.phase_steps(max(3, *config.nfe), config.phase_end)[0]
+    end = follow(velocity, noise(config, 0), nfe=nfe, stepper=config.stepper, t1=config.phase_end)
     return np.asarray(end), np.asarray(jax.jit(predictor.apply_fn)(predictor.params, end))
 
 

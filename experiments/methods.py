@@ -46,17 +46,20 @@ class Keys(NamedTuple):
 
 
 def draw_pairs(config, task, keys, size: int):
-    """Source and target clouds [seeds, clouds, size, 2], as many points as NSGF's pools hold."""
+    """The points of NSGF's pools as source and target clouds [seeds, clouds, size, 2].
+
+    With the same keys every method learns from the very same points: what its pool lacks in one
+    mode, all lack.
+    """
     total = config.num_clouds * config.num_particles
     if total % size:
         raise ValueError(f"clouds of {size} do not divide the {total} pairs of a seed")
-
-    def draw(name, keys):
-        split = jax.vmap(lambda key: jax.random.split(key, total // size))(keys)
-        return jax.vmap(jax.vmap(lambda key: data.SAMPLERS[name](key, size)))(split)
-
-    halves = jax.vmap(jax.random.split)(keys)
-    return draw(task.source, halves[:, 0]), draw(task.target, halves[:, 1])
+    samplers = data.SAMPLERS[task.source], data.SAMPLERS[task.target]
+    indices = jnp.arange(config.num_clouds)
+    x, y = jax.vmap(lambda key: pool.draw_clouds(key, *samplers, indices, config.num_particles))(
+        keys
+    )
+    return (cloud.reshape(len(keys), total // size, size, 2) for cloud in (x, y))
 
 
 def pair_pool(x: jax.Array, y: jax.Array) -> pool.Pool:
@@ -178,7 +181,12 @@ def drawer(config, apply_fn, params, horizon: float = 1.0) -> tuple[Callable, Ca
 
     def draw(x0, nfe):
         carry = functools.partial(
-            sampling.nsgf, apply_fn, nfe=nfe, horizon=horizon, power=config.time_power
+            sampling.nsgf,
+            apply_fn,
+            nfe=nfe,
+            horizon=horizon,
+            method=config.stepper,
+            power=config.time_power,
         )
         return jax.vmap(carry)(params, x0)
 
@@ -243,7 +251,7 @@ def nsgf_plus_plus(config, task, keys, timed):
     def draw(x0, nfe):
         if nfe < 3:
             return None
-        early, late = sampling.phase_steps(nfe, config.flow_steps)
+        early, late = sampling.phase_steps(nfe, most=config.flow_steps)
 
         def two(params, x):
             return sampling.two_phase(
@@ -255,6 +263,7 @@ def nsgf_plus_plus(config, task, keys, timed):
                 nsgf_steps=early,
                 straight_steps=late,
                 horizon=config.horizon(),
+                method=config.stepper,
                 power=config.time_power,
             )
 
@@ -271,9 +280,11 @@ def entropic(config, x, y, keys):
     return sinkhorn_partners(config.epsilon, x, y, keys)
 
 
-# Settings that a method adds to the table's own; the paper's flow time has plain equal steps.
-PAPER = {"time": "flow", "step_size": 0.5, "flow_steps": 10}
-EARLY = {"time": "flow", "step_size": 0.2, "flow_steps": 5}
+# Settings that a method adds to the table's own. A field of flow time is known at the times of the
+# particles' own Euler steps alone: it is followed by such steps.
+FLOW_TIME = {"time": "flow", "stepper": "euler", "time_power": 1.0}
+PAPER = {**FLOW_TIME, "step_size": 0.5, "flow_steps": 10}
+EARLY = {**FLOW_TIME, "step_size": 0.2, "flow_steps": 5}
 
 METHODS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "NSGF": (nsgf, {}),

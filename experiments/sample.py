@@ -29,7 +29,7 @@ class Config:
     """How many samples to draw."""
     nfe: int = 10
     """Network evaluations for each sample; a multiple of the method's 1, 2 or 4 a step."""
-    method: Literal["euler", "midpoint", "heun", "rk4"] = "euler"
+    method: Literal["euler", "midpoint", "heun", "rk4", "ab2"] = "euler"
     """Fixed-step integrator."""
     seed: int = 0
     """Of the source samples."""

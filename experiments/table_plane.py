@@ -26,16 +26,17 @@ from sinkflow import data, metrics, plotting
 
 ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "particles per cloud (same number of paths)": [
-        {"num_particles": n, "num_clouds": 2**16 // n} for n in (64, 256, 1024, 4096)
+        {"num_particles": n, "num_clouds": 2**17 // n} for n in (64, 256, 1024, 4096)
     ],
     "epsilon": [{"epsilon": epsilon} for epsilon in (0.005, 0.02, 0.1, 0.5)],
-    "flow steps": [{"flow_steps": count} for count in (2, 4, 8, 16)],
+    "flow steps": [{"flow_steps": count} for count in (2, 3, 5, 8)],
     "step size": [{"step_size": size} for size in (0.2, 0.5, 0.8)],
-    "time label": [{"time": label} for label in ("geodesic", "flow")],
+    "time label": [{"time": "geodesic"}, methods.FLOW_TIME],
     "self cloud": [{"method": name} for name in ("NSGF", "NSGF independent self")],
     "clouds in the pool": [{"num_clouds": count} for count in (2, 8, 32)],
     "refreshed pools of 8 clouds": [{"refreshes": count, "num_clouds": 8} for count in (1, 4, 20)],
     "times of rows, u^power": [{"row_power": power} for power in (1.0, 2.0, 3.0)],
+    "stepper": [{"stepper": name} for name in ("ab2", "euler")],
     "network width": [{"hidden_dims": (width,) * 3} for width in (64, 256, 512)],
 }
 
@@ -55,20 +56,29 @@ class Config(common.FlowConfig):
     """Methods to run; by default all of the grid."""
     seeds: int = 5
     """Training seeds, trained side by side."""
-    num_particles: int = 2048
+    num_particles: int = 4096
     """Particles in each cloud."""
+    flow_steps: int = 5
+    """Euler steps of the particle flow; the last one is 1."""
     epsilon: float = 0.005
     """Entropic regularisation [length^2]; GeomLoss's blur squared."""
     num_clouds: int = 32
     """Simulated pairs of clouds in the pool of a seed; other methods see as many pairs."""
-    train_steps: int = 10_000
+    batch_size: int = 2048
+    """Rows of each optimiser step."""
+    train_steps: int = 20_000
     """Optimiser steps of every network."""
+    learning_rate: float = 4e-3
+    """Peak of Adam's learning rate: linear warm-up over 5% of the steps, then cosine decay."""
     steps_per_call: int = 500
     """Optimiser steps of one dispatched call."""
     num_samples: int = 4096
     """Generated and target samples of each W2, both stratified."""
+    stepper: Literal["euler", "ab2"] = "ab2"
+    """How fields are integrated, one evaluation a step: Euler's method, or that of Adams and
+    Bashforth, which is of second order. In flow time it is Euler's."""
     time_power: float = 1.0
-    """Step k of K starts at (k/K)^time_power of the time; every method is sampled so."""
+    """Step k of K starts at (k/K)^time_power of the time, also with the rivals."""
     num_floors: int = 5
     """Independent draws behind each floor."""
     refreshes: int = 1

@@ -12,18 +12,17 @@ from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 
 class Warm(NamedTuple):
-    """Where the next solve starts, and what the one after it is extrapolated from."""
+    """Where the next solve starts: a plain prediction, and that corrected by what the last missed."""
 
     guess: Float[Array, "k"]
-    solved: Float[Array, "k"]
+    plain: Float[Array, "k"]
 
 
 class FlowState(NamedTuple):
-    """What the next step needs: particles, their flow time, the last step, and warm potentials."""
+    """What the next step needs: particles, their flow time, and warm potentials."""
 
     x: Float[Array, "n d"]
     t: Scalar
-    step_size: Scalar
     xy: Warm
     xx: Warm
 
@@ -50,7 +49,7 @@ def init(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> FlowState:
     """State at flow time 0. Potentials start at zero; the first solve anneals from there."""
     zero = jnp.zeros((), x.dtype)
     xy, xx = (jnp.zeros(cloud.shape[0], x.dtype) for cloud in (y, x))
-    return FlowState(x, zero, zero, Warm(xy, xy), Warm(xx, xx))
+    return FlowState(x, zero, Warm(xy, xy), Warm(xx, xx))
 
 
 def step(
@@ -91,23 +90,29 @@ def step(
             state.x, y, epsilon, xy_init=state.xy.guess, xx_init=state.xx.guess, **limits
         )
     step_size = jnp.asarray(step_size, velocity.dtype)
+    first, left = state.t == 0, 1 - step_size
     moved = FlowState(
         state.x + step_size * velocity,
         state.t + step_size,
-        step_size,
-        _extrapolate(state.xy, info.xy.g, state.step_size, step_size),
-        _extrapolate(state.xx, info.xx.g, state.step_size, step_size),
+        _predict(state.xy, info.xy.g, left, left**2, first),
+        _predict(state.xx, info.xx.g, 1.0, left, first),
     )
     iterations = info.xy.num_iterations + info.xx.num_iterations
     seen = FlowInfo(velocity, info.converged, info.marginal_error, info.neighbours, iterations)
     return moved, seen
 
 
-def _extrapolate(warm: Warm, solved, last_step, step_size) -> Warm:
-    """The potential after ``step_size``, if it goes on as over ``last_step`` (0: none yet)."""
-    ratio = jnp.where(last_step > 0, step_size / jnp.where(last_step > 0, last_step, 1.0), 0.0)
-    # Further than one step back, the past says nothing about what comes.
-    return Warm(solved + jnp.minimum(ratio, 1.0) * (solved - warm.solved), solved)
+def _predict(warm: Warm, solved, scale, damping, first) -> Warm:
+    """The potential after a step: ``scale`` times this one, plus what that missed last time.
+
+    Particles that go the share ``step_size`` of their way to a fixed target, as optimal transport
+    moves them, leave the target's potential g (1 - step_size) times as large: with T = grad phi
+    the optimal map, g(y) = |y|^2 / 2 - phi*(y), and phi* becomes (1 - step_size) phi* + step_size
+    |y|^2 / 2. Entropy, and velocities that are not those of optimal transport, make the rest.
+    """
+    plain = scale * solved
+    missed = jnp.where(first, 0.0, solved - warm.plain)
+    return Warm(plain + damping * missed, plain)
 
 
 def _halves_velocity(state, y, epsilon, limits):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sinkflow import costs, flow, interpolants
-from sinkflow.types import Array, Float, PRNGKey, ScalarLike
+from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike
 
 Sampler = Callable[[PRNGKey, int], Array]
 TIMES = ("geodesic", "flow")
@@ -112,11 +112,9 @@ def build(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
     pools, infos = [], []
-    draw = jax.vmap(lambda key: (source(key[0], num_particles), target(key[1], num_particles)))
     for first in progress(range(0, num_clouds, clouds_per_call)):
         indices = jnp.arange(first, first + clouds_per_call)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-        x, y = draw(jax.vmap(jax.random.split)(keys))
+        x, y = draw_clouds(key, source, target, indices, num_particles)
         trajectory, info = _simulate(
             x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
         )
@@ -131,6 +129,22 @@ def build(
             "epsilon or max_iterations, or allow an unconverged pool"
         )
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
+
+
+def draw_clouds(
+    key: PRNGKey,
+    source: Sampler,
+    target: Sampler,
+    indices: Int[Array, "clouds"],
+    num_particles: int,
+) -> tuple[Float[Array, "clouds n d"], Float[Array, "clouds n d"]]:
+    """Source and target clouds of these numbers, the ones that :func:`build` starts from."""
+
+    def one(index):
+        key_x, key_y = jax.random.split(jax.random.fold_in(key, index))
+        return source(key_x, num_particles), target(key_y, num_particles)
+
+    return jax.vmap(one)(indices)
 
 
 @functools.partial(jax.jit, static_argnames=("independent_self", "storage"))

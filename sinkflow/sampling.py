@@ -41,19 +41,23 @@ def nsgf(
     return ode.integrate(apply_fn, params, x, t0=t0, t1=t1, nfe=nfe, method=method, power=power)
 
 
-def phase_steps(nfe: int, most: int) -> tuple[int, int]:
+def phase_steps(nfe: int, share: float = 0.5, most: int | None = None) -> tuple[int, int]:
     """Steps of the two phases of NSGF++ that spend exactly ``nfe`` evaluations.
 
-    One goes to the time predictor, half of the others to the first phase, ``most`` at most.
+    One goes to the time predictor, ``share`` of the others to the first phase, ``most`` at most;
+    each phase has at least one. In geodesic time a share of the horizon makes all steps alike.
 
     Raises:
-      ValueError: nfe < 3, too few for two phases and the predictor; or most < 1.
+      ValueError: nfe < 3, too few for two phases and the predictor; most < 1; a share that
+        is not in [0, 1].
     """
     if nfe < 3:
         raise ValueError(f"nfe is {nfe}; two phases and the time predictor need at least 3")
-    if most < 1:
+    if most is not None and most < 1:
         raise ValueError(f"the first phase has {most} steps; it needs at least 1")
-    first = min(most, (nfe - 1) // 2)
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}; it lies between 0 and 1")
+    first = min(max(1, round(share * (nfe - 1))), nfe - 2, most or nfe)
     return first, nfe - 1 - first
 
 
@@ -67,11 +71,13 @@ def two_phase(
     nsgf_steps: int,
     straight_steps: int,
     horizon: float = 1.0,
+    method: str = "euler",
     power: ScalarLike = 1.0,
 ) -> Float[Array, "n d"]:
     """Samples of NSGF++: the Sinkhorn flow, a predicted time, then a straight flow from there.
 
-    Spends ``nsgf_steps + 1 + straight_steps`` network evaluations. The predicted time tau_i
+    Spends ``nsgf_steps + 1 + straight_steps`` network evaluations, if the stepper spends one a
+    step: "euler", or "ab2", which starts anew in the second phase. The predicted time tau_i
     differs from sample to sample; each takes the same number of steps.
 
     Args:
@@ -80,9 +86,10 @@ def two_phase(
       predictor_fn: ``(params, x) -> tau [n]`` in [0, 1].
       params: their three parameter trees, in that order.
       x: source samples [length].
-      nsgf_steps: Euler steps of the first phase.
-      straight_steps: Euler steps of the second.
+      nsgf_steps: evaluations of the first phase.
+      straight_steps: evaluations of the second.
       horizon: end of the first phase [the pool's time].
+      method: stepper of both, see :mod:`sinkflow.ode`.
       power: spacing of the steps of both, see :func:`sinkflow.ode.integrate`.
 
     Raises:
@@ -92,8 +99,9 @@ def two_phase(
       arXiv:2401.14069, NSGF++.
     """
     params_nsgf, params_straight, params_predictor = params
-    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps, power=power)
+    settings = {"method": method, "power": power}
+    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps, **settings)
     tau = jax.jit(predictor_fn)(params_predictor, x)
     return ode.integrate(
-        straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps, power=power
+        straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps, **settings
     )

@@ -18,7 +18,7 @@ SELF_RELAXATION = 2 / 3  # centres the spectrum 1 - w(1 + p), p in [0, 1], of th
 MARGIN = 0.9  # of a threshold: rounds stop there, for rounding adds to what they see
 HALF_ROUNDING = 2.5e-4  # marginal error of a matching from rounding its density to float16
 STALE = 0.5  # marginal error above which updates are not over-relaxed
-WARM = 0.1  # marginal error above which a warm start costs more than it saves
+WARM = 0.5  # marginal error above which a warm start costs more than it saves
 # Density times both scalings stays finite in float32, also where there is no mass. A potential
 # that must move further than 23 epsilon does so over several rounds.
 MAX_SCALING = 1e10

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.integrate import solve_ivp
 
-from sinkflow import flow
+from sinkflow import flow, sinkhorn
 from sinkflow.divergence import sinkhorn_divergence, sinkhorn_velocity
 
 N, M, STEPS = 13, 9, 4
@@ -27,9 +27,24 @@ def test_init_starts_at_time_zero(key):
     state = flow.init(x, y)
     np.testing.assert_array_equal(state.x, x)
     assert state.t == 0
-    assert state.step_size == 0
-    assert state.xy.guess.shape == state.xy.solved.shape == (M,)
-    assert state.xx.guess.shape == state.xx.solved.shape == (N,)
+    assert state.xy.guess.shape == state.xy.plain.shape == (M,)
+    assert state.xx.guess.shape == state.xx.plain.shape == (N,)
+
+
+def test_steps_along_optimal_transport_scale_the_targets_potential(key):
+    # A cloud and its image under a gradient: the optimal map, so that what is left of the way
+    # scales the potential, up to what entropy adds, which is far below it here.
+    y = jax.random.normal(key, (200, 2))
+    x = y @ jnp.array([[0.6, 0.2], [0.2, 0.4]]) - 3.0
+    state, info = flow.step(flow.init(x, y), y, epsilon=0.01, step_size=0.5)
+    _, after = flow.step(state, y, epsilon=0.01, step_size=0.5)
+    _, cold = flow.step(flow.init(state.x, y), y, epsilon=0.01, step_size=0.5)
+    assert info.converged and after.converged and cold.converged
+    solved = sinkhorn(state.x, y, 0.01).g
+    spread = jnp.std(solved)
+    assert jnp.std(state.xy.guess - solved) < 0.05 * spread
+    np.testing.assert_allclose(after.velocity, cold.velocity, atol=0.02)
+    assert after.num_iterations < cold.num_iterations
 
 
 def test_run_is_a_loop_of_steps(key):

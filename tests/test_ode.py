@@ -11,7 +11,7 @@ import pytest
 
 from sinkflow import ode
 
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 ORACLES = {"euler": diffrax.Euler, "midpoint": diffrax.Midpoint, "heun": diffrax.Heun}
 all_methods = pytest.mark.parametrize("method", ORDERS)
 
@@ -115,6 +115,7 @@ def test_stages_are_evaluated_at_their_own_times(x):
         seen[method] = times
     assert seen == {
         "euler": [1, 2],
+        "ab2": [1, 2],
         "midpoint": [1, 1.5, 2, 2.5],
         "heun": [1, 2, 2, 3],
         "rk4": [1, 1.5, 1.5, 2, 2, 2.5, 2.5, 3],
@@ -123,7 +124,7 @@ def test_stages_are_evaluated_at_their_own_times(x):
 
 @all_methods
 def test_going_back_returns_to_the_start(x, method):
-    nfe = {"euler": 4_000, "midpoint": 400, "heun": 400, "rk4": 80}[method]
+    nfe = {"euler": 4_000, "rk4": 80}.get(method, 400)
     go = functools.partial(ode.integrate, pendulum, 2.0, nfe=nfe, method=method)
     there = go(x, t0=0.2, t1=1.7)
     assert np.max(np.abs(there - x)) > 0.5
@@ -173,7 +174,7 @@ def test_gradients_pass_through(x, method):
         (-4, "rk4", "nfe is -4"),
         (3, "heun", "nfe is 3; heun spends 2 evaluations"),
         (6, "rk4", "nfe is 6; rk4 spends 4 evaluations"),
-        (4, "leapfrog", "unknown method 'leapfrog'; choose one of euler, midpoint, heun, rk4"),
+        (4, "leapfrog", "unknown method 'leapfrog'; choose one of euler, midpoint, heun, rk4, ab2"),
     ],
 )
 def test_impossible_counts_and_unknown_methods_raise(x, nfe, method, message):
@@ -209,6 +210,28 @@ def test_power_spaces_the_steps(x, power):
     np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
     end = ode.integrate(pendulum, 2.0, x, t0=0.5, t1=1.5, nfe=4, power=power)
     np.testing.assert_allclose(end, expected[-1], atol=1e-5)
+
+
+def test_ab2_is_of_second_order_in_unequal_steps_too(double):
+    start = jnp.linspace(0.5, 2.0, 6, dtype=jnp.float64).reshape(3, 2)
+    expected = start * np.exp(1.3 * np.sin(1.5))
+    steps = np.array([32, 64, 128])
+    ends = [
+        ode.integrate(exact_field, 1.3, start, t1=1.5, nfe=int(k), method="ab2", power=2.0)
+        for k in steps
+    ]
+    errors = [float(np.max(np.abs(end - expected))) for end in ends]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(2, abs=0.15)
+
+
+def test_ab2_begins_with_an_euler_step_and_extrapolates_from_then_on(x):
+    # By hand: the velocity 2t is linear in time, which the second step onward integrates exactly.
+    field = lambda params, x, t: jnp.broadcast_to(2 * t[:, None], x.shape)
+    states = ode.trajectory(field, 0, x, nfe=4, method="ab2", power=2.0)
+    times = (np.arange(5) / 4) ** 2
+    moved = np.concatenate([[0.0], times[1:] ** 2 - times[1] ** 2])
+    np.testing.assert_allclose(states, x[None] + moved[:, None, None], atol=1e-5)
 
 
 def test_a_new_power_does_not_recompile_and_a_wrong_one_is_named(x):

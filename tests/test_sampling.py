@@ -92,14 +92,29 @@ def test_two_phase_spends_its_evaluations_and_starts_each_sample_at_its_own_time
 
 
 @pytest.mark.parametrize(
-    ("nfe", "most", "steps"), [(3, 5, (1, 1)), (10, 5, (4, 5)), (60, 5, (5, 54))]
+    ("nfe", "settings", "steps"),
+    [
+        (3, {}, (1, 1)),
+        (10, {"most": 5}, (4, 5)),
+        (60, {"most": 5}, (5, 54)),
+        (11, {"share": 0.7}, (7, 3)),
+        (5, {"share": 1.0}, (3, 1)),
+        (5, {"share": 0.0}, (1, 3)),
+    ],
 )
-def test_phases_and_predictor_spend_the_evaluations(nfe, most, steps):
-    assert sampling.phase_steps(nfe, most) == steps
+def test_phases_and_predictor_spend_the_evaluations(nfe, settings, steps):
+    assert sampling.phase_steps(nfe, **settings) == steps
     assert sum(steps) + 1 == nfe
 
 
-@pytest.mark.parametrize(("nfe", "most"), [(2, 5), (10, 0)])
-def test_phases_without_steps_raise(nfe, most):
-    with pytest.raises(ValueError, match="at least"):
-        sampling.phase_steps(nfe, most)
+@pytest.mark.parametrize(
+    ("nfe", "settings", "message"),
+    [
+        (2, {}, "nfe is 2; two phases"),
+        (10, {"most": 0}, "0 steps; it needs at least 1"),
+        (10, {"share": 1.5}, r"share is 1\.5"),
+    ],
+)
+def test_phases_without_steps_raise(nfe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.phase_steps(nfe, **settings)
