@@ -98,11 +98,11 @@ class FlowConfig:
         return flow.step_sizes(self.step_size, self.flow_steps, full_last=full_last)
 
     def clouds_per_call(self) -> int:
-        """Clouds simulated side by side: what 1 GiB of cost matrices holds, a divisor of all.
+        """Clouds simulated side by side: what 256 MiB of cost matrices hold, a divisor of all.
 
         On a CPU one cloud fills the machine, and side by side each waits for the slowest solve.
         """
-        most = 1 if jax.default_backend() == "cpu" else max(1, 2**28 // self.num_particles**2)
+        most = 1 if jax.default_backend() == "cpu" else max(1, 2**26 // self.num_particles**2)
         return max(k for k in range(1, min(most, self.num_clouds) + 1) if self.num_clouds % k == 0)
 
     def pool_settings(self) -> dict[str, Any]:

@@ -67,11 +67,14 @@ class ImageConfig:
     """Heights of images at which the UNet attends [pixels]."""
     dropout: float = 0.0
     """Dropout rate of the UNet in training."""
-    velocity_steps: int = 9_000
+    straight_start: float = 0.5
+    """Time in [0, 1) from which NSGF++ trains its straight flow and its time predictor: below
+    phase_end, as they are used from there on."""
+    velocity_steps: int = 12_000
     """Optimiser steps of the Sinkhorn velocity."""
-    predictor_steps: int = 2_000
+    predictor_steps: int = 1_000
     """Optimiser steps of the time predictor."""
-    straight_steps: int = 9_000
+    straight_steps: int = 7_000
     """Optimiser steps of the straight flow; the rivals add the other two."""
     batch_size: int = 256
     """Images of each optimiser step, over all devices."""
@@ -214,6 +217,11 @@ def check(config: ImageConfig) -> None:
         )
     if not 0 < config.phase_end <= 1:
         raise ValueError(f"phase_end is {config.phase_end}; geodesic time lies in (0, 1]")
+    if not 0 <= config.straight_start < config.phase_end:
+        raise ValueError(
+            f"straight_start is {config.straight_start}; it lies in [0, phase_end), below "
+            f"{config.phase_end}"
+        )
     for name in config.stages:
         if name not in STAGES[config.method]:
             raise ValueError(

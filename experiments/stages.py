@@ -68,24 +68,29 @@ def make_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, Stage
         dropout=config.dropout,
     )
     share = common.check_batch(config.batch_size)
-    draw_pairs = functools.partial(straight_rows, batch_size=share, mirror=config.FLIP)
-    draw_pool = functools.partial(pool_rows, batch_size=share, power=config.row_power)
+    draw_flows = functools.partial(pool_rows, batch_size=share, power=config.row_power)
     velocity = on_vectors(field, config.SHAPE, jnp.zeros(1))
     # Images in random order once, so that every device's share has all classes.
     pixels = shared(pixels, config.key("shuffle"))
     independent = config.pairing() == "independent"
     paired = (lambda part: pixels) if independent else pair_pools(run, config, pixels)
-    draw_straight = draw_pairs if independent else draw_pool
+    # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
+    start = config.straight_start if config.method == "nsgf++" else 0.0
+    uniform = (
+        functools.partial(straight_rows, batch_size=share, start=start, mirror=config.FLIP)
+        if independent
+        else functools.partial(pool_rows, batch_size=share, start=start)
+    )
+    straight = uniform if independent else functools.partial(uniform, power=config.row_power)
     made = {
-        "velocity": Stage(velocity, matching_loss, draw_pool, flow_pools(run, config, pixels)),
+        "velocity": Stage(velocity, matching_loss, draw_flows, flow_pools(run, config, pixels)),
         "predictor": Stage(
             on_vectors(unet.ConvTimePredictor(), config.SHAPE),
             train.time_prediction_loss,
-            # The points of the straight flow, at each of its times alike.
-            draw_pairs if independent else functools.partial(pool_rows, batch_size=share),
+            uniform,  # the points of the straight flow, at each of its times alike
             paired,
         ),
-        "straight": Stage(velocity, matching_loss, draw_straight, paired),
+        "straight": Stage(velocity, matching_loss, straight, paired),
     }
     return {name: made[name] for name in STAGES[config.method]}
 
@@ -121,21 +126,21 @@ def shared(pixels, key):
 # Rows.
 
 
-def straight_rows(pixels, key, batch_size: int, mirror: bool) -> Rows:
-    """Noise and images at uniform times on the straight paths between them."""
+def straight_rows(pixels, key, batch_size: int, start: float, mirror: bool) -> Rows:
+    """Points of the straight paths between noise and images, at uniform times from ``start``."""
     key_image, key_mirror, key_noise, key_t, key_dropout = jax.random.split(key, 5)
     index = jax.random.randint(key_image, (batch_size,), 0, pixels.shape[0])
     x1 = vectors(key_mirror, pixels[index], mirror)
     x0 = jax.random.normal(key_noise, x1.shape)
-    t = jax.random.uniform(key_t, (batch_size,))
+    t = jax.random.uniform(key_t, (batch_size,), minval=start)
     x, velocity = interpolants.straight(x0, x1, t)
     return Rows(x, t, velocity, key_dropout[None])
 
 
-def pool_rows(rows: pool.Pool, key, batch_size: int, power: float = 1.0) -> Rows:
-    """Rows of a pool of flows or of pairs."""
+def pool_rows(rows: pool.Pool, key, batch_size: int, power=1.0, start=0.0) -> Rows:
+    """Rows of a pool of flows or of pairs, see :func:`sinkflow.pool.sample`."""
     key_rows, key_dropout = jax.random.split(key)
-    x, t, velocity = pool.sample(rows, key_rows, batch_size, power)
+    x, t, velocity = pool.sample(rows, key_rows, batch_size, power, start)
     return Rows(x, t, velocity, key_dropout[None])
 
 

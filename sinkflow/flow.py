@@ -12,7 +12,7 @@ from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 
 class Warm(NamedTuple):
-    """Where the next solve starts: a plain prediction, and that corrected by what the last missed."""
+    """Where the next solve starts: a plain prediction, corrected by what the last one missed."""
 
     guess: Float[Array, "k"]
     plain: Float[Array, "k"]

@@ -49,7 +49,7 @@ def ab2(field, x, t, dt, last):
     return x + _scale(dt, velocity + _scale(half_ratio, velocity - before)), (velocity, dt)
 
 
-STEPPERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4, "ab2": ab2}
+ONE_STEP = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
 STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}
 
 
@@ -131,11 +131,9 @@ def _integrate(apply_fn, params, x, t0, t1, power, steps, method, keep):
 
     def step(carry, ends):
         here, there = (t0 + place * (t1 - t0) for place in ends)
-        given = (functools.partial(apply_fn, params), carry[0], here, there - here)
-        if method == "ab2":
-            carry = ab2(*given, carry[1])
-        else:
-            carry = STEPPERS[method](*given), ()
+        x, last = carry
+        given = (functools.partial(apply_fn, params), x, here, there - here)
+        carry = ab2(*given, last) if method == "ab2" else (ONE_STEP[method](*given), last)
         return carry, (carry[0] if keep else None)
 
     last = (jnp.zeros_like(x), jnp.zeros_like(t0)) if method == "ab2" else ()

@@ -195,7 +195,13 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
     return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
 
-def sample(pool: Pool, key: PRNGKey, batch_size: int, power: ScalarLike = 1.0) -> Rows:
+def sample(
+    pool: Pool,
+    key: PRNGKey,
+    batch_size: int,
+    power: ScalarLike = 1.0,
+    start: ScalarLike = 0.0,
+) -> Rows:
     """Rows drawn with replacement, for use inside a jitted step.
 
     Args:
@@ -205,21 +211,23 @@ def sample(pool: Pool, key: PRNGKey, batch_size: int, power: ScalarLike = 1.0) -
       power: in geodesic time a row lies at u^power of its path's time, u uniform in [0, 1).
         Above 1 more rows are early ones, where the paths to different modes part and the
         field is hardest to learn. In flow time every stored state is as likely as any other.
+      start: share of a path's time, in [0, 1), before which no row lies; u^power then counts
+        from there. Of no effect in flow time.
     """
     key_row, key_time = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
     u = jax.random.uniform(key_time, (batch_size,), pool.t.dtype)
     starts, widths = pool.t[row], pool.width[row]
-    drawn = (starts[:, -1] + widths[:, -1]) * u**power
+    drawn = (starts[:, -1] + widths[:, -1]) * (start + (1 - start) * u**power)
     segment = jnp.sum(starts <= drawn[:, None], axis=1) - 1
     stored = (u * starts.shape[1]).astype(segment.dtype)
     k = jnp.where(jnp.any(widths > 0, axis=1), segment, stored)
-    start, width = (
+    begin, width = (
         jnp.take_along_axis(leaf, k[:, None], axis=1)[:, 0] for leaf in (starts, widths)
     )
-    elapsed = jnp.clip(drawn - start, 0, width)  # 0 in flow time
+    elapsed = jnp.clip(drawn - begin, 0, width)  # 0 in flow time
     x, velocity = (leaf[row, k].astype(u.dtype) for leaf in (pool.x, pool.velocity))
-    return Rows(x + elapsed[:, None] * velocity, start + elapsed, velocity)
+    return Rows(x + elapsed[:, None] * velocity, begin + elapsed, velocity)
 
 
 def abstract(rows: int, steps: int, dim: int) -> Any:

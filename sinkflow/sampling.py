@@ -1,5 +1,6 @@
 """Sampling from trained velocity fields, with exact counts of network evaluations."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -99,9 +100,7 @@ def two_phase(
       arXiv:2401.14069, NSGF++.
     """
     params_nsgf, params_straight, params_predictor = params
-    settings = {"method": method, "power": power}
-    x = ode.integrate(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps, **settings)
+    follow = functools.partial(ode.integrate, method=method, power=power)
+    x = follow(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps)
     tau = jax.jit(predictor_fn)(params_predictor, x)
-    return ode.integrate(
-        straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps, **settings
-    )
+    return follow(straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps)

@@ -55,15 +55,27 @@ def assert_images(end, pixels, atol):
 
 
 def test_straight_rows_end_at_images_and_start_at_noise(key, pixels):
-    rows = stages.straight_rows(pixels, key, 500, mirror=False)
+    rows = stages.straight_rows(pixels, key, 500, 0.0, mirror=False)
     assert_images(ends(rows), pixels, atol=0.01)
     start = rows.x - rows.t[:, None] * rows.velocity
     assert abs(float(jnp.mean(start))) < 0.05 and abs(float(jnp.std(start)) - 1) < 0.05
     assert 0 <= float(rows.t.min()) < 0.02 and 0.98 < float(rows.t.max()) < 1
 
 
+def test_straight_rows_of_a_second_phase_begin_at_its_start(key, config, pixels):
+    config = dataclasses.replace(config, straight_start=0.25, pairs="exact", pair_size=16)
+    late = stages.straight_rows(pixels, key, 500, 0.25, mirror=False)
+    assert 0.25 <= float(late.t.min()) < 0.27 and 0.98 < float(late.t.max()) < 1
+    assert_images(ends(late), pixels, atol=0.01)
+    for method, first in (("nsgf++", 0.25), ("ot-cfm", 0.0)):
+        made = dataclasses.replace(config, method=method, pairs="independent")
+        stage = stages.make_stages(common.Run(made), made, pixels)["straight"]
+        times = stage.draw(stage.data(0), key).t
+        assert first <= float(times.min()) < first + 0.25
+
+
 def test_mirrored_rows_end_at_images_or_their_mirrors(key, pixels):
-    rows = stages.straight_rows(pixels, key, 500, mirror=True)
+    rows = stages.straight_rows(pixels, key, 500, 0.0, mirror=True)
     both = jnp.concatenate([pixels, pixels[:, :, ::-1]])
     assert_images(ends(rows), both, atol=0.01)
     with pytest.raises(AssertionError):
@@ -129,6 +141,7 @@ def test_methods_train_for_the_same_number_of_steps(config):
         ({"pair_size": 24}, "multiple of pair_size, 24"),
         ({"clouds_per_call": 3}, "clouds_per_call is 3; it must divide 2"),
         ({"phase_end": 1.5}, "phase_end is 1.5"),
+        ({"phase_end": 0.5}, r"straight_start is 0\.5; it lies in \[0, phase_end\), below 0\.5"),
         ({"nfe": (5, 0)}, "nfe 0 is 0"),
         ({"nfe": ()}, "nfe is empty"),
         ({"method": "fm", "pairs": "exact"}, "pairs is 'exact'; fm has its own"),
