@@ -59,7 +59,8 @@ def draw_pairs(config, task, keys, size: int):
     x, y = jax.vmap(lambda key: pool.draw_clouds(key, *samplers, indices, config.num_particles))(
         keys
     )
-    return (cloud.reshape(len(keys), total // size, size, 2) for cloud in (x, y))
+    x, y = (cloud.reshape(len(keys), total // size, size, 2) for cloud in (x, y))
+    return x, y
 
 
 def pair_pool(x: jax.Array, y: jax.Array) -> pool.Pool:
