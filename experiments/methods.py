@@ -17,6 +17,9 @@ import numpy as np
 from experiments import common
 from sinkflow import assignment, data, interpolants, models, ode, pool, sampling, train
 
+# OTT stops at a marginal error of 1e-3, or at its cap; for a draw of partners this is enough.
+PLAN_ERROR = 1e-2
+
 
 class Learned(NamedTuple):
     """A method after training, all seeds of it.
@@ -87,17 +90,19 @@ def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.A
         # OTT's cost has no factor one half: its epsilon is twice ours.
         out = linear.solve(pointcloud.PointCloud(x, y, epsilon=2 * epsilon), max_iterations=20_000)
         chosen = jax.random.categorical(key, jnp.log(out.matrix + 1e-30), axis=1)
-        return y[chosen], out.converged
+        return y[chosen], out.errors[jnp.sum(out.errors >= 0) - 1]  # -1: not measured
 
     flat = [cloud.reshape(-1, *cloud.shape[2:]) for cloud in (x, y)]
     split = jax.vmap(lambda key: jax.random.split(key, x.shape[1]))(keys).reshape(-1)
+    # Side by side each waits for the slowest, and on a CPU gains nothing from it.
+    batch = 1 if jax.default_backend() == "cpu" else 64
     with jax.numpy_rank_promotion("allow"):  # OTT relies on it
-        solve = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=64))
-        drawn, converged = solve((split, *flat))
-    if not converged.all():
+        solve = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=batch))
+        drawn, errors = solve((split, *flat))
+    if not jnp.all(errors < PLAN_ERROR):
         raise RuntimeError(
-            f"{int(jnp.sum(~converged))} of {converged.size} of ott-jax's solves did not converge "
-            f"at epsilon {epsilon}: raise epsilon"
+            f"ott-jax's plans at epsilon {epsilon} miss their marginals by up to "
+            f"{float(errors.max()):.2g}, more than {PLAN_ERROR}: raise epsilon"
         )
     return drawn.reshape(y.shape)
 
