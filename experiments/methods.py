@@ -17,9 +17,6 @@ import numpy as np
 from experiments import common
 from sinkflow import assignment, data, interpolants, models, ode, pool, sampling, train
 
-# OTT stops at a marginal error of 1e-3, or at its cap; for a draw of partners this is enough.
-PLAN_ERROR = 1e-2
-
 
 class Learned(NamedTuple):
     """A method after training, all seeds of it.
@@ -82,15 +79,18 @@ def optimal_partners(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.Array:
     """For every x_i one y drawn from its row of ott-jax's Sinkhorn plan."""
-    from ott.geometry import pointcloud
+    from ott.geometry import epsilon_scheduler, pointcloud
     from ott.solvers import linear
+
+    # OTT's cost has no factor one half: its epsilon is twice ours. It is annealed from a thousand
+    # times as much, without which some solves of 8gaussians-moons do not end.
+    annealed = epsilon_scheduler.Epsilon(2 * epsilon, init=1000.0, decay=0.9)
 
     def partners(cloud):
         key, x, y = cloud
-        # OTT's cost has no factor one half: its epsilon is twice ours.
-        out = linear.solve(pointcloud.PointCloud(x, y, epsilon=2 * epsilon), max_iterations=20_000)
+        out = linear.solve(pointcloud.PointCloud(x, y, epsilon=annealed), max_iterations=20_000)
         chosen = jax.random.categorical(key, jnp.log(out.matrix + 1e-30), axis=1)
-        return y[chosen], out.errors[jnp.sum(out.errors >= 0) - 1]  # -1: not measured
+        return y[chosen], out.converged
 
     flat = [cloud.reshape(-1, *cloud.shape[2:]) for cloud in (x, y)]
     split = jax.vmap(lambda key: jax.random.split(key, x.shape[1]))(keys).reshape(-1)
@@ -98,11 +98,11 @@ def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.A
     batch = 1 if jax.default_backend() == "cpu" else 64
     with jax.numpy_rank_promotion("allow"):  # OTT relies on it
         solve = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=batch))
-        drawn, errors = solve((split, *flat))
-    if not jnp.all(errors < PLAN_ERROR):
+        drawn, converged = solve((split, *flat))
+    if not converged.all():
         raise RuntimeError(
-            f"ott-jax's plans at epsilon {epsilon} miss their marginals by up to "
-            f"{float(errors.max()):.2g}, more than {PLAN_ERROR}: raise epsilon"
+            f"{int(jnp.sum(~converged))} of {converged.size} of ott-jax's solves did not converge "
+            f"at epsilon {epsilon}: raise epsilon"
         )
     return drawn.reshape(y.shape)
 
