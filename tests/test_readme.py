@@ -3,7 +3,9 @@
 import json
 import pathlib
 import re
+import statistics
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,6 +48,42 @@ def test_digits_rows_are_the_records():
     rows |= {"*real*": record["floor"]} | {f"*{k}*": v for k, v in record["traps"].items()}
     for name, values in rows.items():
         assert row(name, [f"{values[column]:.3f}" for column in columns]) in README, name
+
+
+def test_rows_of_the_synthetic_table_are_the_records():
+    record = json.loads((RESULTS / "table-plane.json").read_text())
+    cells = {(cell["row"], cell["task"]): cell for cell in record["cells"]}
+    tasks = record["config"]["tasks"]
+    labels = list(dict.fromkeys(label for label, _ in cells))
+    assert len(labels) == 11 and len(cells) == 11 * len(tasks)
+
+    def means(label, name):
+        w2 = cells[label, name]["w2"]
+        assert all(len(values) == record["config"]["seeds"] for values in w2.values())
+        return [statistics.mean(w2[nfe]) if nfe in w2 else None for nfe in ("1", "5", "100")]
+
+    for label in labels:
+        texts = [
+            " / ".join("n/a" if value is None else f"{value:.3f}" for value in means(label, name))
+            for name in tasks
+        ]
+        assert row(label, texts) in README, label
+    for name, key in (("*floor*", "floor"), ("*stratified floor*", "stratified_floor")):
+        values = [statistics.mean(cells[labels[0], task][key]) for task in tasks]
+        assert row(name, [f"{value:.3f}" for value in values]) in README, name
+
+
+def test_the_synthetic_table_holds_what_the_readme_claims():
+    cells = {
+        (cell["row"], cell["task"]): {nfe: np.asarray(w2) for nfe, w2 in cell["w2"].items()}
+        for cell in json.loads((RESULTS / "table-plane.json").read_text())["cells"]
+    }
+    for (label, name), ours in cells.items():
+        if label == "NSGF":
+            rival = cells["OT-CFM n=256", name]
+            assert ours["1"].mean() < 0.9 * rival["1"].mean()
+            worse = ours["5"].mean() > rival["100"].mean()
+            assert worse == (name == "8gaussians"), name
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion"])
