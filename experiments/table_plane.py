@@ -2,10 +2,10 @@
 
 Command:  python -m experiments.table_plane                  (the table)
           python -m experiments.table_plane --grid ablations
-Runtime:  six and a half minutes on two H200s, two processes on each, compilation included; on two CPU
-          cores 195 s for NSGF, one task and seed. --smoke is a miniature. Several devices: a process
-          on each (CUDA_VISIBLE_DEVICES), with tasks of its own (--tasks) and one and the same --out;
-          then once more with all tasks, which makes tables and pictures.
+Runtime:  six and a half minutes on two H200s, two processes on each, compilation included; on two
+          CPU cores 195 s for NSGF, one task and seed. --smoke is a miniature. Several devices: a
+          process on each (CUDA_VISIBLE_DEVICES), with tasks of its own (--tasks) and one and the
+          same --out; then once more with all tasks, which makes tables and pictures.
 Expected: NSGF at 1 evaluation 23-43% below OT-CFM n=256, at 5 about what OT-CFM reaches at 100; the
           record is experiments/results/table-plane.json.
 Source:   arXiv:2401.14069, the 2-D table; methods as cited in experiments/methods.py.
