@@ -46,6 +46,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
 STYLES = ("-", "--", ":")
 RIVAL = "OT-CFM n=256"  # whose many evaluations are compared with
 FEW = 5  # evaluations of everyone else
+NOT_RUN = ("JKO-Flow", "EPT")  # the paper's other rivals, of which we have no implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +309,10 @@ def task_table(cells, labels, variation, name, config) -> tables.Table:
         spent = [seconds.get(phase, 0) / len(group) for phase in ("pool", "train", "sample")]
         values = [mean_and_deviation(group, nfe) for nfe in config.nfe]
         rows.append([label.rpartition(": ")[2], *values, *(f"{value:.1f}" for value in spent)])
+    times = ["pool [s]", "train [s]", "sample [s]"]
+    header = [variation or "method", *(f"NFE {k}" for k in config.nfe), *times]
+    if not variation:
+        rows += [[label, "not run", *[""] * (len(header) - 2)] for label in NOT_RUN]
     floor, stratified = (
         np.mean([cell[key] for cell in cells[labels[0], name]])
         for key in ("floor", "stratified_floor")
@@ -316,8 +321,6 @@ def task_table(cells, labels, variation, name, config) -> tables.Table:
         f"{name}: W2, in brackets the excess over the stratified floor {stratified:.3f} "
         f"(floor of independent samples {floor:.3f})"
     )
-    times = ["pool [s]", "train [s]", "sample [s]"]
-    header = [variation or "method", *(f"NFE {k}" for k in config.nfe), *times]
     return tables.Table(title, header, rows)
 
 

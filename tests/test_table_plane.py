@@ -28,7 +28,8 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_every_method_has_a_row_and_a_cell_for_each_seed(finished):
     config, out, (table, _) = finished
-    assert [row[0] for row in table.rows] == list(methods.METHODS)
+    assert [row[0] for row in table.rows] == [*methods.METHODS, *table_plane.NOT_RUN]
+    assert {row[1] for row in table.rows[-2:]} == {"not run"}
     assert table.header[1:3] == ["NFE 1", "NFE 5"]
     cells = [json.loads(path.read_text()) for path in out.glob("cells/*/moons-*.json")]
     assert len(cells) == len(methods.METHODS) * config.seeds
