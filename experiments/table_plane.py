@@ -382,7 +382,13 @@ def draw_curves(path, cells, labels, config):
         axis.set_xticks(config.nfe, map(str, config.nfe))
         axis.set_xticks([], minor=True)
         axis.set_ylim(top=min(axis.get_ylim()[1], 10.0))  # beyond the targets' span: diverged
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside right upper",
+        title=labels[0].rpartition(": ")[0] or None,
+        fontsize=7,
+        title_fontsize=7,
+    )
     plotting.save(fig, path)
 
 

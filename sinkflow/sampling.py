@@ -77,8 +77,7 @@ def two_phase(
 ) -> Float[Array, "n d"]:
     """Samples of NSGF++: the Sinkhorn flow, a predicted time, then a straight flow from there.
 
-    Spends ``nsgf_steps + 1 + straight_steps`` network evaluations, if the stepper spends one a
-    step: "euler", or "ab2", which starts anew in the second phase. The predicted time tau_i
+    Spends ``nsgf_steps + 1 + straight_steps`` network evaluations. The predicted time tau_i
     differs from sample to sample; each takes the same number of steps.
 
     Args:
@@ -90,7 +89,7 @@ def two_phase(
       nsgf_steps: evaluations of the first phase.
       straight_steps: evaluations of the second.
       horizon: end of the first phase [the pool's time].
-      method: stepper of both, see :mod:`sinkflow.ode`.
+      method: stepper of both, see :mod:`sinkflow.ode`; "ab2" starts anew in the second phase.
       power: spacing of the steps of both, see :func:`sinkflow.ode.integrate`.
 
     Raises:

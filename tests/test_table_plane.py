@@ -100,6 +100,16 @@ def test_ablations_change_only_what_they_name():
         assert len(changed) <= 2, (label, changed)
 
 
+def test_pairs_are_the_points_that_the_flows_start_from():
+    config = dataclasses.replace(SMOKE, num_particles=32, num_clouds=2, epsilon=0.5)
+    task, seeds = data.task("moons"), keys(config)
+    x, y = methods.draw_pairs(config, task, seeds, 16)
+    rows, _ = methods.flow_pool(config, task, seeds, independent_self=False)
+    np.testing.assert_allclose(x.reshape(config.seeds, -1, 2), rows.x[:, :, 0], rtol=1e-6)
+    again = methods.draw_pairs(config, task, seeds, 32)[1]
+    np.testing.assert_array_equal(again.reshape(y.shape), y)
+
+
 def test_optimal_partners_stay_pairs():
     config = dataclasses.replace(SMOKE, num_particles=32, num_clouds=2)
     x, y = methods.draw_pairs(config, data.task("moons"), keys(config), 32)
