@@ -164,7 +164,8 @@ def schemes(config: ImageConfig, fields: dict[str, stages.Field]) -> list[Scheme
 
 def follow(field: stages.Field, x, *, nfe: int, stepper: str, t1: float = 1.0):
     """Particles carried along a field from time 0 to ``t1``."""
-    return ode.integrate(field.apply_fn, field.params, x, t1=t1, nfe=nfe, method=stepper)
+    count = jnp.asarray(nfe)  # an array: one program for all counts
+    return ode.integrate(field.apply_fn, field.params, x, t1=t1, nfe=count, method=stepper)
 
 
 def two_phases(config, fields, nfe: int) -> Callable:
@@ -177,8 +178,8 @@ def two_phases(config, fields, nfe: int) -> Callable:
         straight.apply_fn,
         predictor.apply_fn,
         (velocity.params, straight.params, predictor.params),
-        nsgf_steps=first,
-        straight_steps=second,
+        nsgf_steps=jnp.asarray(first),
+        straight_steps=jnp.asarray(second),
         horizon=config.phase_end,
         method=config.stepper,
     )

@@ -76,7 +76,7 @@ def integrate(
     *,
     t0: ScalarLike = 0.0,
     t1: ScalarLike = 1.0,
-    nfe: int,
+    nfe: int | Array,
     method: str = "euler",
     power: ScalarLike = 1.0,
 ) -> Float[Array, "n d"]:
@@ -89,7 +89,8 @@ def integrate(
       x: particles at ``t0`` [length].
       t0: start [flow time]; a number, or one for each particle.
       t1: end, likewise; smaller than ``t0`` to go backwards.
-      nfe: evaluations of the field in all. Static.
+      nfe: evaluations of the field in all. An int is static. An integer array is not: one
+        program serves all counts, but has no reverse-mode derivative, and nothing checks them.
       method: one of "euler", "midpoint", "heun", "rk4", "ab2"; the last one is of second order
         for one evaluation a step.
       power: step k of K starts at (k/K)^power of the way. Above 1 the first steps are the
@@ -98,7 +99,34 @@ def integrate(
     Raises:
       ValueError: as :func:`num_steps`; outside a trace also power <= 0.
     """
-    return _path(apply_fn, params, x, t0, t1, nfe, method, power, keep=False)[0]
+    return advance(apply_fn, params, x, None, t0=t0, t1=t1, nfe=nfe, method=method, power=power)[0]
+
+
+def advance(
+    apply_fn: ApplyFn,
+    params,
+    x: Float[Array, "n d"],
+    last,
+    *,
+    t0: ScalarLike = 0.0,
+    t1: ScalarLike = 1.0,
+    nfe: int | Array,
+    method: str = "euler",
+    power: ScalarLike = 1.0,
+):
+    """:func:`integrate` in parts: also takes and returns what a multistep method remembers.
+
+    Args:
+      last: None at the start, then what the part before returned. Its field may have been
+        another one, if both are velocities in the same units of time.
+
+    Returns:
+      Particles at ``t1`` [n, d], and ``last`` for the next part.
+    """
+    run = _count if isinstance(nfe, jax.Array) else _scan
+    steps = nfe // STAGES[method] if isinstance(nfe, jax.Array) else num_steps(nfe, method)
+    _check_power(power)
+    return run(apply_fn, params, x, last, t0, t1, power, steps, method)[:2]
 
 
 def trajectory(
@@ -113,32 +141,54 @@ def trajectory(
     power: ScalarLike = 1.0,
 ) -> Float[Array, "steps n d"]:
     """All states of :func:`integrate`, the first one included."""
-    states = _path(apply_fn, params, x, t0, t1, nfe, method, power, keep=True)[1]
+    steps = num_steps(nfe, method)
+    _check_power(power)
+    states = _scan(apply_fn, params, x, None, t0, t1, power, steps, method, keep=True)[2]
     return jnp.concatenate([x[None], states])
 
 
-def _path(apply_fn, params, x, t0, t1, nfe, method, power, keep):
-    steps = num_steps(nfe, method)
-    if not isinstance(power, jax.core.Tracer) and not power > 0:
-        raise ValueError(f"power is {power}; it must be positive")
-    return _integrate(apply_fn, params, x, t0, t1, power, steps, method, keep)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
-def _integrate(apply_fn, params, x, t0, t1, power, steps, method, keep):
-    t0, t1 = (jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]) for t in (t0, t1))
+@functools.partial(jax.jit, static_argnums=(0, 7, 8), static_argnames="keep")
+def _scan(apply_fn, params, x, last, t0, t1, power, steps, method, keep=False):
+    step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
     places = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** power
 
-    def step(carry, ends):
-        here, there = (t0 + place * (t1 - t0) for place in ends)
-        x, last = carry
-        given = (functools.partial(apply_fn, params), x, here, there - here)
-        carry = ab2(*given, last) if method == "ab2" else (ONE_STEP[method](*given), last)
+    def body(carry, ends):
+        carry = step(carry, *ends)
         return carry, (carry[0] if keep else None)
 
-    last = (jnp.zeros_like(x), jnp.zeros_like(t0)) if method == "ab2" else ()
-    (x, _), states = jax.lax.scan(step, (x, last), (places[:-1], places[1:]))
-    return x, states
+    (x, last), states = jax.lax.scan(body, carry, (places[:-1], places[1:]))
+    return x, last, states
+
+
+@functools.partial(jax.jit, static_argnums=(0, 8))
+def _count(apply_fn, params, x, last, t0, t1, power, steps, method):
+    step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
+
+    def body(k, carry):
+        here, there = ((jnp.asarray(place, x.dtype) / steps) ** power for place in (k, k + 1))
+        return step(carry, here, there)
+
+    return jax.lax.fori_loop(0, steps, body, carry)
+
+
+def _stepper(apply_fn, params, x, last, t0, t1, method):
+    """A step ``(carry, here, there)`` between two shares of the way, and the first carry."""
+    t0, t1 = (jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]) for t in (t0, t1))
+    if last is None:
+        last = (jnp.zeros_like(x), jnp.zeros_like(t0)) if method == "ab2" else ()
+
+    def step(carry, here, there):
+        start, end = (t0 + place * (t1 - t0) for place in (here, there))
+        x, last = carry
+        given = (functools.partial(apply_fn, params), x, start, end - start)
+        return ab2(*given, last) if method == "ab2" else (ONE_STEP[method](*given), last)
+
+    return step, (x, last)
+
+
+def _check_power(power):
+    if not isinstance(power, jax.core.Tracer) and not power > 0:
+        raise ValueError(f"power is {power}; it must be positive")
 
 
 def _scale(dt, velocity):

@@ -14,7 +14,7 @@ def nsgf(
     params,
     x: Float[Array, "n d"],
     *,
-    nfe: int,
+    nfe: int | Array,
     horizon: float = 1.0,
     method: str = "euler",
     power: ScalarLike = 1.0,
@@ -26,7 +26,7 @@ def nsgf(
       apply_fn: the field ``(params, x, t) -> velocity``.
       params: its parameters, normally the moving average ``state.ema_params``.
       x: source samples [length] (target samples with ``reverse``).
-      nfe: network evaluations for each sample.
+      nfe: network evaluations for each sample, see :func:`sinkflow.ode.integrate`.
       horizon: end of the flow [the pool's time], see :func:`sinkflow.pool.horizon`.
       method: stepper of :mod:`sinkflow.ode`.
       power: spacing of its steps, see :func:`sinkflow.ode.integrate`.
@@ -69,8 +69,8 @@ def two_phase(
     params,
     x: Float[Array, "n d"],
     *,
-    nsgf_steps: int,
-    straight_steps: int,
+    nsgf_steps: int | Array,
+    straight_steps: int | Array,
     horizon: float = 1.0,
     method: str = "euler",
     power: ScalarLike = 1.0,
@@ -89,7 +89,8 @@ def two_phase(
       nsgf_steps: evaluations of the first phase.
       straight_steps: evaluations of the second.
       horizon: end of the first phase [the pool's time].
-      method: stepper of both, see :mod:`sinkflow.ode`; "ab2" starts anew in the second phase.
+      method: stepper of both, see :mod:`sinkflow.ode`. "ab2" remembers the first phase in the
+        second, so both have to be in the same units of time: a pool in geodesic time.
       power: spacing of the steps of both, see :func:`sinkflow.ode.integrate`.
 
     Raises:
@@ -99,7 +100,7 @@ def two_phase(
       arXiv:2401.14069, NSGF++.
     """
     params_nsgf, params_straight, params_predictor = params
-    follow = functools.partial(ode.integrate, method=method, power=power)
-    x = follow(nsgf_fn, params_nsgf, x, t1=horizon, nfe=nsgf_steps)
+    follow = functools.partial(ode.advance, method=method, power=power)
+    x, last = follow(nsgf_fn, params_nsgf, x, None, t1=horizon, nfe=nsgf_steps)
     tau = jax.jit(predictor_fn)(params_predictor, x)
-    return follow(straight_fn, params_straight, x, t0=tau, t1=1.0, nfe=straight_steps)
+    return follow(straight_fn, params_straight, x, last, t0=tau, nfe=straight_steps)[0]

@@ -185,18 +185,41 @@ def test_impossible_counts_and_unknown_methods_raise(x, nfe, method, message):
         ode.num_steps(nfe, method)
 
 
+@all_methods
+def test_an_array_of_evaluations_does_as_the_number_does(x, method):
+    settings = {"t0": 0.2, "t1": 1.7, "method": method, "power": 1.5}
+    counted = functools.partial(ode.integrate, pendulum, 2.0, x, **settings)
+    counted(nfe=jnp.asarray(4))
+    compiled = ode._count._cache_size()
+    for steps in (1, 3, 10):
+        nfe = steps * ode.STAGES[method]
+        np.testing.assert_allclose(counted(nfe=jnp.asarray(nfe)), counted(nfe=nfe), atol=1e-5)
+    assert ode._count._cache_size() == compiled
+
+
+@all_methods
+def test_two_parts_do_as_the_whole(x, method):
+    nfe = 4 * ode.STAGES[method]
+    settings = {"nfe": nfe, "method": method}
+    middle, last = ode.advance(pendulum, 2.0, x, None, t0=0.2, t1=0.7, **settings)
+    end, _ = ode.advance(pendulum, 2.0, middle, last, t0=0.7, t1=1.2, **settings)
+    whole = ode.trajectory(pendulum, 2.0, x, t0=0.2, t1=1.2, nfe=2 * nfe, method=method)
+    np.testing.assert_allclose(middle, whole[4], atol=1e-6)
+    np.testing.assert_allclose(end, whole[8], atol=1e-6)
+
+
 def test_new_parameters_particles_and_times_do_not_recompile(x):
     def field(params, x, t):
         return params["rate"] * x
 
     run = functools.partial(ode.integrate, field, nfe=8, method="heun")
     run({"rate": jnp.array(1.0)}, x, t1=1.0)
-    before = ode._integrate._cache_size()
+    before = ode._scan._cache_size()
     for rate in (2.0, 3.0):
         run({"rate": jnp.array(rate)}, x + rate, t1=rate)
-    assert ode._integrate._cache_size() == before
+    assert ode._scan._cache_size() == before
     run({"rate": jnp.array(1.0)}, x[:3])
-    assert ode._integrate._cache_size() == before + 1  # or the count above would mean nothing
+    assert ode._scan._cache_size() == before + 1  # or the count above would mean nothing
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -236,8 +259,8 @@ def test_ab2_begins_with_an_euler_step_and_extrapolates_from_then_on(x):
 
 def test_a_new_power_does_not_recompile_and_a_wrong_one_is_named(x):
     ode.integrate(pendulum, 2.0, x, nfe=4)
-    compiled = ode._integrate._cache_size()
+    compiled = ode._scan._cache_size()
     ode.integrate(pendulum, 2.0, x, nfe=4, power=3.0)
-    assert ode._integrate._cache_size() == compiled
+    assert ode._scan._cache_size() == compiled
     with pytest.raises(ValueError, match=r"power is 0\.0; it must be positive"):
         ode.integrate(pendulum, 2.0, x, nfe=4, power=0.0)

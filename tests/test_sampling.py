@@ -91,6 +91,17 @@ def test_two_phase_spends_its_evaluations_and_starts_each_sample_at_its_own_time
     assert calls == ["first"] * 3 + ["predict"] + ["second"] * 4
 
 
+def test_two_phases_of_second_order_follow_one_field_as_one(x):
+    """A predictor that says the horizon itself, equal steps: nothing tells the phases apart."""
+    settings = {"horizon": 0.75, "method": "ab2"}
+    steps = {"nsgf_steps": jnp.asarray(6), "straight_steps": 2}
+    params = (MATRIX, MATRIX, None)
+    predict = lambda params, x: jnp.full(len(x), 0.75)
+    end = sampling.two_phase(linear, linear, predict, params, x, **steps, **settings)
+    whole = sampling.nsgf(linear, MATRIX, x, nfe=8, method="ab2")
+    np.testing.assert_allclose(end, whole, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("nfe", "settings", "steps"),
     [
