@@ -107,15 +107,32 @@ def train_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, stag
     """Fields of the stages that are trained, or all of them were already; else those so far."""
     made = stages.make_stages(run, config, pixels)
     steps = config.steps()
-    fields = {}
+    fields: dict[str, stages.Field] = {}
     for name in STAGES[config.method]:
         finished = checkpoint.latest_step(run.out / name / "checkpoints") == steps[name]
         if finished or name in (config.stages or steps):
-            fields[name] = stages.learn(run, config, name, made[name])
+            params = start_of(config, name, fields) if not finished else None
+            fields[name] = stages.learn(run, config, name, made[name], params)
     missing = [name for name in steps if name not in fields]
     if missing:
         print(f"still to be trained before samples are drawn: {', '.join(missing)}")
     return fields
+
+
+def start_of(config: ImageConfig, name: str, fields: dict[str, stages.Field]):
+    """Parameters that a stage begins with; None for random ones.
+
+    NSGF++'s straight flow begins as its Sinkhorn velocity: where they meet, both are fields that
+    carry the same particles to the same images.
+
+    Raises:
+      ValueError: those are not trained yet.
+    """
+    if config.method != "nsgf++" or name != "straight":
+        return None
+    if "velocity" not in fields:
+        raise ValueError("the straight flow begins as the velocity; train that stage first")
+    return fields["velocity"].params
 
 
 def memory_ahead(config: ImageConfig, pixels) -> str:

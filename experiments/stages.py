@@ -279,14 +279,22 @@ def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
 # Training.
 
 
-def learn(run: common.Run, config: ImageConfig, name: str, stage: Stage) -> Field:
-    """A stage's field, with averaged parameters; it resumes where an earlier start stopped."""
+def learn(
+    run: common.Run, config: ImageConfig, name: str, stage: Stage, params: Any = None
+) -> Field:
+    """A stage's field, with averaged parameters; it resumes where an earlier start stopped.
+
+    ``params`` are those that the training begins with, by default random ones.
+    """
     num_steps = config.steps()[name]
     optimizer = adam(config, num_steps)
     key_init, key_rows = jax.random.split(config.key(name))
-    # One program of many threefry draws takes a compiler long.
-    init = jax.jit(lambda key: train.create(stage.network.init(key), optimizer))
-    state = init(jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg"))
+    if params is None:
+        # One program of many threefry draws takes a compiler long.
+        seed = jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg")
+        state = jax.jit(lambda key: train.create(stage.network.init(key), optimizer))(seed)
+    else:  # a copy: a training step gives the memory of its state away
+        state = train.create(jnp.copy(params), optimizer)
     # The average spans a tenth of the training at most: nothing is left of the initial values.
     decay = min(config.ema_decay, 1 - 10 / max(num_steps, 20))
     step = train.make_step(
