@@ -38,9 +38,10 @@ class ImageConfig:
     neighbours: float = 1.5
     """Effective number of target images among which a particle is averaged at the start of the
     flow; it decides epsilon. More than about 3, and the field learns averages."""
-    step_size: float = 0.5
-    """Euler step of the particle flow [flow time]; the last one is 1."""
-    flow_steps: int = 4
+    step_size: float = 0.2
+    """Euler step of the particle flow [flow time]; the last one is 1. While particles are pulled to
+    averages of images they should not go far: after the first step nearly all have one target."""
+    flow_steps: int = 5
     """Euler steps of the particle flow."""
     num_particles: int = 4096
     """Images in each simulated cloud."""
@@ -67,7 +68,7 @@ class ImageConfig:
     """Heights of images at which the UNet attends [pixels]."""
     dropout: float = 0.0
     """Dropout rate of the UNet in training."""
-    straight_start: float = 0.5
+    straight_start: float = 0.4
     """Time in [0, 1) from which NSGF++ trains its straight flow and its time predictor: below
     phase_end, as they are used from there on."""
     velocity_steps: int = 12_000
@@ -96,7 +97,7 @@ class ImageConfig:
     stepper: Literal["euler", "ab2"] = "ab2"
     """How fields are integrated, one evaluation a step: Euler's method, or that of Adams and
     Bashforth, which is of second order."""
-    phase_end: float = 0.7
+    phase_end: float = 0.8
     """Geodesic time in (0, 1] at which NSGF++'s first phase ends; it has as large a share of the
     steps."""
     num_samples: int = 10_000

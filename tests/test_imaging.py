@@ -141,7 +141,7 @@ def test_methods_train_for_the_same_number_of_steps(config):
         ({"pair_size": 24}, "multiple of pair_size, 24"),
         ({"clouds_per_call": 3}, "clouds_per_call is 3; it must divide 2"),
         ({"phase_end": 1.5}, "phase_end is 1.5"),
-        ({"phase_end": 0.5}, r"straight_start is 0\.5; it lies in \[0, phase_end\), below 0\.5"),
+        ({"phase_end": 0.4}, r"straight_start is 0\.4; it lies in \[0, phase_end\), below 0\.4"),
         ({"nfe": (5, 0)}, "nfe 0 is 0"),
         ({"nfe": ()}, "nfe is empty"),
         ({"method": "fm", "pairs": "exact"}, "pairs is 'exact'; fm has its own"),
