@@ -97,7 +97,7 @@ class ImageConfig:
     stepper: Literal["euler", "ab2"] = "ab2"
     """How fields are integrated, one evaluation a step: Euler's method, or that of Adams and
     Bashforth, which is of second order."""
-    phase_end: float = 0.8
+    phase_end: float = 0.5
     """Geodesic time in (0, 1] at which NSGF++'s first phase ends; it has as large a share of the
     steps."""
     num_samples: int = 10_000

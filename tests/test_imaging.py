@@ -204,6 +204,24 @@ def test_a_trained_stage_carries_noise_to_the_image(config):
     assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.2  # it was 1.2 at first
 
 
+def test_the_straight_flow_begins_as_the_velocity_and_says_where_it_is_missing(config):
+    config = dataclasses.replace(config, learning_rate=1e-12, straight_steps=10)
+    linear = lambda params, x, t: x * params[0] + t[:, None] * params[1]
+    velocity = stages.Field(linear, jnp.array([0.3, -0.7]))
+    network = stages.Network(lambda key: jnp.zeros(2), linear)
+    rows = stages.Rows(jnp.ones((8, 16)), jnp.full(8, 0.5), jnp.zeros((8, 16)), None)
+    loss = lambda apply_fn, params, rows: jnp.mean(apply_fn(params, rows.x, rows.t) ** 2)
+    stage = stages.Stage(network, loss, lambda data, key: data, lambda part: rows)
+    params = imaging.start_of(config, "straight", {"velocity": velocity})
+    field = stages.learn(common.Run(config), config, "straight", stage, params)
+    np.testing.assert_allclose(field.params, velocity.params, atol=1e-6)
+    assert not velocity.params.is_deleted()
+    assert imaging.start_of(config, "predictor", {}) is None
+    assert imaging.start_of(dataclasses.replace(config, method="fm"), "straight", {}) is None
+    with pytest.raises(ValueError, match="begins as the velocity; train that stage first"):
+        imaging.start_of(config, "straight", {})
+
+
 # The table.
 
 

@@ -161,6 +161,30 @@ def test_pool_times_are_the_records():
         assert " | ".join(cells) in README, problem
 
 
+def test_rates_of_the_unet_are_the_records():
+    rows = json.loads((RESULTS / "bench-unet-h200.json").read_text())["rows"]
+    measured = {(r["peer"], r["batch"]): r for r in rows if "images_per_second" in r}
+    assert len(measured) == 4
+    for (peer, batch), found in measured.items():
+        sampled = found.get("sampled_per_second")
+        cells = [peer, f"{1e3 * found['seconds']:.2f}", f"{found['images_per_second']:.0f}"]
+        cells += [
+            f"{100 * found['fraction_of_peak']:.1f}%",
+            f"{found['peak_bytes'] / 2**30:.2f} GiB",
+        ]
+        assert row(batch, [*cells, f"{sampled:.0f}" if sampled else "not run"]) in README
+    names = ("images_per_second", "images_per_second", "sampled_per_second")
+    ratios = [
+        measured["sinkflow", batch][name] / measured["torchcfm", batch][name]
+        for batch, name in zip((128, 512, 512), names, strict=True)
+    ]
+    assert (
+        "{:.1f} and {:.1f} times torchcfm's rate of training, and {:.1f}".format(*ratios) in README
+    )
+    slow, fast = (measured["torchcfm", batch]["seconds"] for batch in (512, 128))
+    assert slow < 2 * fast
+
+
 @pytest.mark.parametrize("name", ["1000000-2", "100000-784"])
 def test_large_clouds_are_the_records(name):
     record = json.loads((RESULTS / f"scale-{name}.json").read_text())
