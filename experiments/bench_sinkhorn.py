@@ -19,11 +19,7 @@ import itertools
 import json
 import os
 import pathlib
-import queue
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -31,14 +27,13 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from experiments import bench_worker, common
+from experiments import bench_worker, common, processes, tables
 from experiments.bench_worker import REFERENCE
 from sinkflow import plotting
 
 PEERS = ("sinkflow", "ott", "geomloss", "flash", "flash-tuned", "pot")
 DEFAULT_PEERS = {"gpu": PEERS[:-1], "cpu": ("sinkflow", "ott", "geomloss", "pot")}
 ALL = "all"  # the problem of a peer that could not start
-START = 180.0  # seconds for a worker to import its library and find its device
 LEAST_PASSES = 12  # GeomLoss makes eight beside those it is asked for
 SETS = 3  # input sets of each problem
 # (clouds, n, d) of track A; the sizes and the dimensions of track B. From small to large, because
@@ -130,7 +125,7 @@ def main(config: Config) -> dict:
         bench = Bench(config, pathlib.Path(folder))
         bench.run()
     record = json.loads(bench.path.read_text())
-    text = tables(record["rows"])
+    text = report(record["rows"])
     common.write_text(bench.out / "bench.md", text)
     if any(row.get("tolerances") for row in record["rows"]):
         plotting.save(picture(record["rows"]), bench.out / "bench.png")
@@ -197,7 +192,7 @@ class Bench:
         common.write_json(plan, {**settings, "problems": problems})
         begun = 0
         while True:
-            worker = Worker(peer, plan, begun, self.config.device)
+            worker = worker_of(peer, plan, begun, self.config.device)
             interrupted, missing = None, None
             for line in worker:
                 missing = line.get("unavailable")
@@ -209,7 +204,7 @@ class Bench:
             if interrupted is not None:
                 rows.append(self.add({**interrupted, "not_run": worker.reason}))
             elif worker.code != bench_worker.FAILED_ROW:
-                missing = missing or (None if worker.code == 0 else worker.reason)
+                missing = missing or worker.reason
                 for track in sorted({problem["track"] for problem in problems}) if missing else ():
                     key = {"track": track, "problem": ALL, "peer": peer, "label": ""}
                     rows.append(self.add({**key, "not_run": missing}))
@@ -318,55 +313,11 @@ def identity(row) -> tuple[str, ...]:
     return tuple(row[name] for name in ("track", "problem", "peer", "label"))
 
 
-class Worker:
-    """Iterates over a worker's lines; ``code`` and ``reason`` tell afterwards how it ended."""
-
-    def __init__(self, peer: str, plan: pathlib.Path, skip: int, device: str):
-        module = "experiments.bench_worker"
-        self.command = [sys.executable, "-m", module, peer, str(plan), str(skip)]
-        self.environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.environment["TRITON_CACHE_AUTOTUNING"] = "1"
-        self.environment.pop("JAX_PLATFORMS", None)
-        if device == "cpu":
-            self.environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            # Torch's threads spin for each other; where others run, that costs them seconds.
-            self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self.code, self.reason = -1, ""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        seconds, root = START, pathlib.Path(__file__).parent.parent
-        lines: queue.Queue[str | None] = queue.Queue()
-        with (
-            tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(
-                self.command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=self.environment,
-                cwd=root,
-            ) as process,
-        ):
-            threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-            try:
-                while (text := lines.get(timeout=seconds)) is not None:
-                    line = json.loads(text)
-                    seconds = line.get("seconds", START)
-                    yield line
-                self.code = process.wait()
-                errors.seek(0)
-                last = errors.read().strip().splitlines()[-1:] or ["it said nothing"]
-                self.reason = f"exit {self.code}: {last[0][:200]}"
-            except queue.Empty:
-                self.reason = f"stopped after {seconds:.0f} s"
-            finally:
-                process.kill()
-
-
-def _read(stream, lines) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
+def worker_of(peer: str, plan: pathlib.Path, skip: int, device: str) -> processes.Worker:
+    """The process that measures a peer's rows of the plan but the first ``skip``."""
+    environment = {**processes.environment(device), "TRITON_CACHE_AUTOTUNING": "1"}
+    arguments = ["-m", "experiments.bench_worker", peer, str(plan), str(skip)]
+    return processes.Worker(arguments, environment)
 
 
 def summary(row) -> str:
@@ -384,31 +335,24 @@ def summary(row) -> str:
     return f"{row['seconds']:.3g} s{', extrapolated' if row['extrapolated'] else ''}"
 
 
-def tables(rows) -> str:
+def report(rows) -> str:
     """Markdown, from the record's rows alone."""
-    lines = []
+    parts = []
     for track, (title, header, cells) in TABLES.items():
         group = [row for row in rows if row["track"] == track and row["peer"] != REFERENCE]
         if not group:
             continue
         keys = list(dict.fromkeys(row["problem"] for row in group))
         group.sort(key=lambda row: (keys.index(row["problem"]), PEERS.index(row["peer"])))
-        lines += [f"**{title}**", "", line(header), line(["---"] * len(header))]
+        body = []
         for row in group:
             empty = [f"not run: {row.get('not_run')}", *[""] * (len(header) - 4)]
             measured = empty if "not_run" in row else cells(row, group)
-            lines.append(line([row["problem"], row["peer"], row["label"], *measured]))
-        lines.append("")
-    devices = {row["device"] for row in rows if "device" in row}
-    commits = {row["commit"] for row in rows}
-    lines.append(f"Device: {', '.join(sorted(devices))}. Commit: {', '.join(sorted(commits))}.")
+            body.append([row["problem"], row["peer"], row["label"], *measured])
+        parts.append(tables.markdown(tables.Table(title, header, body)))
     load = max((row["load_before"] for row in rows if "load_before" in row), default=0.0)
-    lines.append(f"Largest load of the host before a row: {load:.1f} (1 for each busy core).")
-    return "\n".join(lines) + "\n"
-
-
-def line(cells) -> str:
-    return f"| {' | '.join(cells)} |"
+    busy = f"Largest load of the host before a row: {load:.1f} (1 for each busy core).\n"
+    return "\n".join([*parts, tables.origin(rows) + busy])
 
 
 def microseconds(row) -> str:

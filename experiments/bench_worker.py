@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import peers
+from experiments import peers, processes
 
 WARM, TIMED = (3, 10), (5, 20)  # least and most warm-ups and timed calls
 STATES = 3  # of a flow at which peers are timed
@@ -40,20 +40,14 @@ class NotRunError(Exception):
 
 def main(name: str, file: str, skip: int) -> None:
     """Measures all rows of the file but the first ``skip``."""
-    lines = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the lines
-
-    def say(**line):
-        lines.write(json.dumps(line) + "\n")
-        lines.flush()
-
+    say = processes.reporter()
     plan = json.loads(pathlib.Path(file).read_text())
     peer: peers.Peer
     try:
         peer = Reference() if name == REFERENCE else peers.PEERS[name]()
         about = {"device": peer.device(), "versions": peer.versions(), "precision": peer.PRECISION}
     except Exception as error:
-        say(unavailable=told(error))
+        say(unavailable=processes.told(error))
         return
     if plan["device"] == "gpu" and "cpu" in peer.device():
         say(unavailable="it sees no GPU")
@@ -64,9 +58,9 @@ def main(name: str, file: str, skip: int) -> None:
         key = {**key, **about, "load_before": os.getloadavg()[0]}
         left = float("inf") if plan["deadline"] is None else plan["deadline"] - time.time()
         if left < 0:
-            say(row={**key, "not_run": "the benchmark's time was spent"})
+            say(row={**key, "not_run": processes.SPENT})
             continue
-        say(begin=key, seconds=min(seconds, max(left, LEAST)))
+        say(begin=key, limit=min(seconds, max(left, LEAST)))
         try:
             peer.forget()
             before = peer.memory()
@@ -76,17 +70,12 @@ def main(name: str, file: str, skip: int) -> None:
             continue
         except Exception as error:
             # A device may be left in a bad state: the rows that remain get a new process.
-            say(row={**key, "not_run": told(error)})
+            say(row={**key, "not_run": processes.told(error)})
             sys.exit(FAILED_ROW)
         peak = peer.memory()
         # A peak that did not rise is an earlier row's, where the library cannot forget it.
         measured |= {"peak_bytes": peak, "peak_is_bound": peak is not None and peak == before}
         say(row={**key, **measured})
-
-
-def told(error: Exception) -> str:
-    """Kind and beginning of what it says, in one line of a table."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")[:200]
 
 
 Row = tuple[str, dict, float, Callable[[], dict]]

@@ -20,6 +20,13 @@ def markdown(table: Table) -> str:
     return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def origin(rows: Sequence[dict]) -> str:
+    """A line with the devices and commits of a benchmark's rows."""
+    devices = {row["device"] for row in rows if "device" in row}
+    commits = {row["commit"] for row in rows}
+    return f"Device: {', '.join(sorted(devices))}. Commit: {', '.join(sorted(commits))}.\n"
+
+
 def latex(table: Table) -> str:
     lines = [
         " & ".join(line).replace("±", r"$\pm$") + r" \\" for line in (table.header, *table.rows)

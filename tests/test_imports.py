@@ -34,7 +34,7 @@ LEVELS = [
 ]
 # Of the drivers; all others are programs.
 SHARED = {
-    *("common", "tables", "methods", "peers", "bench_worker"),
+    *("common", "tables", "methods", "peers", "processes", "bench_worker", "bench_unet_worker"),
     *("image_config", "imaging", "judge", "stages"),
 }
 OPTIMAL_TRANSPORT = {
