@@ -487,6 +487,12 @@ def memory_needed(program: Any) -> int | None:
     return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + own
 
 
+def peak_memory() -> float | None:
+    """Largest number of bytes that the first device has held [GB], where it tells."""
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else round(peak / 1e9, 2)
+
+
 def check_steps(steps_per_call: int, **counts: int) -> None:
     """Raises ValueError that names the first count that whole calls do not make up."""
     check_positive_counts(steps_per_call=steps_per_call)

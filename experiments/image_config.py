@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import jax
 import numpy as np
 
-from experiments import common
+from experiments import common, judge
 from sinkflow import flow
 
 STAGES = {
@@ -31,10 +31,11 @@ class ImageConfig:
     """NSGF++ (three stages), or flow matching with independent or optimal pairs, which trains
     for as many steps as the three stages together."""
     stages: tuple[str, ...] = ()
-    """Stages to train in this start, say on one of several devices: velocity, predictor,
-    straight. By default all of the method; samples are drawn once all are there."""
+    """Stages to train in this start: velocity, predictor, straight, which begins as the velocity.
+    By default all of the method; samples are drawn once all are there."""
     data_dir: str = ""
-    """Folder with the published files; by default SINKFLOW_DATA, or else a download."""
+    """Folder with the published files; by default SINKFLOW_DATA, or else a download. Not for smoke
+    runs, whose images are generated."""
     neighbours: float = 1.5
     """Effective number of target images among which a particle is averaged at the start of the
     flow; it decides epsilon. More than about 3, and the field learns averages."""
@@ -87,7 +88,8 @@ class ImageConfig:
     clip: float = 1.0
     """Largest norm of a gradient; the loss is a mean over pixels."""
     ema_decay: float = 0.999
-    """Decay of the moving average of parameters that samples are drawn with."""
+    """Decay of the moving average of parameters that samples are drawn with; less in a stage of
+    fewer than ten times as many steps as it spans."""
     steps_per_call: int = 100
     """Optimiser steps of one dispatched call."""
     checkpoint_every: int = 1_000
@@ -210,6 +212,20 @@ def check(config: ImageConfig) -> None:
                 f"num_clouds {config.num_clouds} times num_particles {config.num_particles} is "
                 f"{particles}; it must be a multiple of {name}, {share}"
             )
+    ranges = {
+        "neighbours": (1 < config.neighbours < config.num_particles, "(1, num_particles)"),
+        "step_size": (0 < config.step_size <= 1, "(0, 1]"),
+        "dropout": (0 <= config.dropout < 1, "[0, 1)"),
+        "ema_decay": (0 <= config.ema_decay < 1, "[0, 1)"),
+        "row_power": (config.row_power > 0, "(0, inf)"),
+        "learning_rate": (config.learning_rate > 0, "(0, inf)"),
+        "clip": (config.clip > 0, "(0, inf)"),
+        "flow_steps": (config.flow_steps >= 1, "[1, inf)"),
+        "num_samples": (config.num_samples >= judge.LEAST_IMAGES, f"[{judge.LEAST_IMAGES}, inf)"),
+    }
+    for name, (inside, allowed) in ranges.items():
+        if not inside:
+            raise ValueError(f"{name} is {getattr(config, name)}; it lies in {allowed}")
     if not config.nfe:
         raise ValueError("nfe is empty; give at least one number of network evaluations")
     if config.method != "nsgf++" and config.pairs != "independent":
@@ -228,3 +244,15 @@ def check(config: ImageConfig) -> None:
             raise ValueError(
                 f"{config.method} has no stage {name!r}; it has {', '.join(STAGES[config.method])}"
             )
+
+
+def check_data(config: ImageConfig, count: int) -> None:
+    """Raises ValueError that names the cloud that ``count`` training images cannot fill."""
+    sizes = {}
+    if config.method == "nsgf++":
+        sizes["num_particles"] = config.num_particles
+    if config.pairing() != "independent":
+        sizes["pair_size"] = config.pair_size
+    for name, size in sizes.items():
+        if size > count:
+            raise ValueError(f"{name} is {size}; there are {count} training images")

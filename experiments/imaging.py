@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, judge, stages
-from experiments.image_config import STAGES, ImageConfig, check
+from experiments.image_config import STAGES, ImageConfig, check, check_data
 from sinkflow import checkpoint, images, metrics, ode, plotting, sampling
 
 GIGABYTE = 1e9
 LABELS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM"}
 SHOWN = 100  # images of a grid
+DRAWN_WITH = ("num_samples", "sample_batch", "stepper", "phase_end", "inception_weights")
 
 
 class Scheme(NamedTuple):
@@ -30,8 +31,9 @@ class Scheme(NamedTuple):
 def main(config: ImageConfig) -> dict:
     """Trains what is missing, samples, scores, draws; returns result.json's content."""
     check(config)
-    run = common.Run(config)
     train_set, test_set = (load(config, split) for split in ("train", "test"))
+    check_data(config, len(train_set.labels))
+    run = common.Run(config)
     print(memory_ahead(config, train_set.pixels))
     score = Scorer(config, train_set, test_set)  # first: what it lacks is said before training
     fields = train_stages(run, config, jnp.asarray(train_set.pixels))
@@ -39,16 +41,11 @@ def main(config: ImageConfig) -> dict:
         return {}
     rows, drawn = [], {}
     for scheme in schemes(config, fields):
-        name = f"{scheme.label}, NFE {scheme.nfe}"
-        pixels, seconds = draw(run, config, scheme, name)
-        save_samples(run, scheme, pixels)
-        with run.timed("evaluate"):
-            scores = score(pixels)
-        rows.append(
-            {"method": scheme.label, "nfe": scheme.nfe, "seconds_per_10k": seconds, **scores}
-        )
-        drawn[name] = pixels
-        print(row_line(rows[-1]))
+        row, pixels = judged(run, config, scheme, score)
+        rows.append(row)
+        if pixels is not None:
+            drawn[title(scheme)] = pixels
+        print(row_line(row))
     with run.timed("evaluate"):
         references = score.references()
     for name, scores in references.items():
@@ -57,11 +54,12 @@ def main(config: ImageConfig) -> dict:
     result = run.finish(
         rows=rows,
         references=references,
-        dropped=judge.indistinct(references) if references else [],
+        dropped=judge.indistinct(references),
         dataset=config.dataset,
         num_samples=score.count,
-        classifier=score.judge and score.judge.record["sha256"],
-        device_memory_gb=peak_memory(),
+        classifier=score.judge.weights and score.judge.weights.record["sha256"],
+        device_memory_gb=common.peak_memory(),
+        training=training_records(run, config),
         predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
         pools=pool_records(run),
     )
@@ -72,67 +70,64 @@ def main(config: ImageConfig) -> dict:
 
 def load(config: ImageConfig, split: str) -> images.Images:
     """One split of the config's data set; a smoke run takes generated images."""
-    return judge.load(
-        config.dataset, config.data_dir, split, smoke=config.smoke, shape=config.SHAPE
-    )
+    folder = "" if config.smoke else config.data_dir
+    return judge.load(config.dataset, folder, split, smoke=config.smoke, shape=config.SHAPE)
 
 
 class Scorer:
-    """Scores generated images against as many test images, by all that judges this data set."""
+    """Scores generated images against as many test images, by all that judges this data set.
+
+    Raises as :func:`experiments.judge.open_inception` where the config names Inception weights.
+    """
 
     def __init__(self, config: ImageConfig, train_set, test_set):
         self.count = min(config.num_samples, len(test_set.labels))
-        self.real, self.weights = test_set.pixels[: self.count], config.inception_weights
-        if self.weights and not pathlib.Path(self.weights).is_file():
-            raise FileNotFoundError(f"inception_weights is {self.weights}: there is no such file")
-        self.judge = (
-            judge.Judge(config.dataset, train_set, test_set, num_images=self.count)
-            if config.CLASSIFIER
-            else None
-        )
+        self.weights = config.inception_weights
+        if self.weights:
+            judge.open_inception(self.weights)
+        dataset = config.dataset if config.CLASSIFIER else None
+        self.judge = judge.Judge(dataset, train_set, test_set, num_images=self.count)
 
     def __call__(self, pixels) -> dict[str, Any]:
         pixels = pixels[: self.count]
-        scores: dict[str, Any] = self.judge(pixels) if self.judge else {}
-        if self.weights:
-            scores["inception"] = judge.inception(pixels, self.real, self.weights)
-        return scores
+        return {**self.judge(pixels), **self.inception(pixels)}
 
-    def references(self) -> dict[str, dict[str, float]]:
-        """Floor and traps; none where no classifier judges."""
-        return self.judge.references() if self.judge else {}
+    def inception(self, pixels) -> dict[str, Any]:
+        """FID and Inception score, under "inception"; nothing without weights."""
+        if not self.weights:
+            return {}
+        return {"inception": judge.inception(pixels, self.judge.test, self.weights)}
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """Floor and traps."""
+        references: dict[str, dict[str, Any]] = {**self.judge.references()}
+        shown = {"floor": self.judge.floor_images, **self.judge.traps} if self.weights else {}
+        for name, pixels in shown.items():
+            references[name] = {**references[name], **self.inception(pixels)}
+        return references
 
 
 def train_stages(run: common.Run, config: ImageConfig, pixels) -> dict[str, stages.Field]:
     """Fields of the stages that are trained, or all of them were already; else those so far."""
     made = stages.make_stages(run, config, pixels)
     steps = config.steps()
+    finished = [
+        name
+        for name in STAGES[config.method]
+        if checkpoint.latest_step(run.out / name / "checkpoints") == steps[name]
+    ]
+    chosen = [name for name in steps if name in finished or name in (config.stages or steps)]
+    if config.method == "nsgf++" and "straight" in chosen and "velocity" not in chosen:
+        raise ValueError("the straight flow begins as the velocity; train that stage first")
     fields: dict[str, stages.Field] = {}
-    for name in STAGES[config.method]:
-        finished = checkpoint.latest_step(run.out / name / "checkpoints") == steps[name]
-        if finished or name in (config.stages or steps):
-            params = start_of(config, name, fields) if not finished else None
-            fields[name] = stages.learn(run, config, name, made[name], params)
+    for name in chosen:
+        # Where they meet, both are fields that carry the same particles to the same images.
+        begin = fields["velocity"].params if name == "straight" and "velocity" in fields else None
+        fields[name] = stages.learn(run, config, name, made[name], begin)
     missing = [name for name in steps if name not in fields]
     if missing:
         print(f"still to be trained before samples are drawn: {', '.join(missing)}")
     return fields
-
-
-def start_of(config: ImageConfig, name: str, fields: dict[str, stages.Field]):
-    """Parameters that a stage begins with; None for random ones.
-
-    NSGF++'s straight flow begins as its Sinkhorn velocity: where they meet, both are fields that
-    carry the same particles to the same images.
-
-    Raises:
-      ValueError: those are not trained yet.
-    """
-    if config.method != "nsgf++" or name != "straight":
-        return None
-    if "velocity" not in fields:
-        raise ValueError("the straight flow begins as the velocity; train that stage first")
-    return fields["velocity"].params
 
 
 def memory_ahead(config: ImageConfig, pixels) -> str:
@@ -143,16 +138,20 @@ def memory_ahead(config: ImageConfig, pixels) -> str:
     if config.method == "nsgf++":
         # Twice: its clouds are put together at the end.
         parts["pool"] = 2 * particles * config.flow_steps * floats / GIGABYTE
+        called = config.clouds_per_call * config.num_particles
+        parts["trajectories"] = 2 * called * config.flow_steps * floats / GIGABYTE
         parts["solver"] = config.clouds_per_call * 16 * config.num_particles**2 / GIGABYTE
     if config.pairing() != "independent":
         parts["pairs"] = 6 * particles * floats / GIGABYTE
     return "memory ahead [GB]: " + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
 
 
-def peak_memory() -> float | None:
-    """Largest number of bytes that the first device has held [GB], where it tells."""
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return None if peak is None else round(peak / GIGABYTE, 2)
+def training_records(run: common.Run, config: ImageConfig) -> dict[str, dict]:
+    """What the training of each stage took, whenever that was."""
+    return {
+        stage: json.loads((run.out / stage / stages.TRAINING).read_text())
+        for stage in STAGES[config.method]
+    }
 
 
 def pool_records(run: common.Run) -> list[dict]:
@@ -216,27 +215,66 @@ def noise(config, number: int) -> jax.Array:
     return jax.random.normal(key, (config.sample_batch, config.dim()))
 
 
-def draw(run, config, scheme: Scheme, name: str) -> tuple[np.ndarray, float]:
-    """Images [num_samples, h, w, c] of bytes, and seconds per 10,000 without compilation."""
+def judged(run, config, scheme: Scheme, score: Scorer) -> tuple[dict, np.ndarray | None]:
+    """A row of the table and its images, from an earlier start if that drew the same.
+
+    A scheme whose samples are not all finite has a row that says so, and no images.
+    """
+    folder = run.out / "scores"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{slug(scheme.label)}-{scheme.nfe}.json"
+    drawn_with = {name: getattr(config, name) for name in DRAWN_WITH}
+    drawn_with = {**drawn_with, "commit": run.commit}
+    saved = json.loads(file.read_text()) if file.is_file() else {}
+    if saved.get("drawn_with") == drawn_with:
+        return saved["row"], load_samples(run, scheme)
+    row = {"method": scheme.label, "nfe": scheme.nfe}
+    pixels, seconds, failed = draw(run, config, scheme)
+    if failed:
+        return {**row, "failed": f"{failed} of {len(pixels)} samples are not finite"}, None
+    save_samples(run, scheme, pixels)
+    with run.timed("evaluate"):
+        row = {**row, "seconds_per_10k": seconds, **score(pixels)}
+    common.write_json(file, {"drawn_with": drawn_with, "row": row})
+    return row, pixels
+
+
+def title(scheme: Scheme) -> str:
+    return f"{scheme.label}, NFE {scheme.nfe}"
+
+
+def draw(run, config, scheme: Scheme) -> tuple[np.ndarray, float, int]:
+    """Images [num_samples, h, w, c] of bytes, seconds per 10,000, and how many are not finite."""
     count = -(-config.num_samples // config.sample_batch)
-    spent = run.times.get("sample", 0.0)
-    batches = []
+    batches, finite = [], []
     with run.timed("sample"):
-        for number in common.progress(name)(range(count)):
+        jax.block_until_ready(scheme.carry(noise(config, 0)))  # compiles; not timed below
+    spent = run.times["sample"]
+    with run.timed("sample"):
+        for number in common.progress(title(scheme))(range(count)):
             x = scheme.carry(noise(config, number))
-            common.require_finite(name, x)
+            finite.append(np.asarray(jnp.isfinite(x).all(axis=1)))
             batches.append(np.asarray(images.unscale(x)).reshape(-1, *config.SHAPE))
     seconds = (run.times["sample"] - spent) * 10_000 / (count * config.sample_batch)
-    return np.concatenate(batches)[: config.num_samples], seconds
+    failed = np.sum(~np.concatenate(finite)[: config.num_samples])
+    return np.concatenate(batches)[: config.num_samples], seconds, int(failed)
 
 
 def save_samples(run, scheme: Scheme, pixels) -> None:
     """samples/METHOD-NFE.npz: images [n, h, w, c] of bytes."""
-    folder = run.out / "samples"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{slug(scheme.label)}-{scheme.nfe}.npz"
+    path = samples_file(run, scheme)
+    path.parent.mkdir(exist_ok=True)
     with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, images=pixels)
+
+
+def load_samples(run, scheme: Scheme) -> np.ndarray:
+    with np.load(samples_file(run, scheme)) as file:
+        return file["images"]
+
+
+def samples_file(run, scheme: Scheme) -> pathlib.Path:
+    return run.out / "samples" / f"{slug(scheme.label)}-{scheme.nfe}.npz"
 
 
 def slug(label: str) -> str:
@@ -248,7 +286,11 @@ def row_line(row: dict[str, Any]) -> str:
     scores = {name: value for name, value in row.items() if name not in ("method", "nfe")}
     scores.update(scores.pop("inception", {}))
     numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
-    return f"{label:>16}  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    return (
+        f"{label:>16}  "
+        + row.get("failed", "")
+        + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    )
 
 
 # Pictures.
@@ -262,13 +304,15 @@ def draw_pictures(run, config, drawn: dict[str, np.ndarray], real, change) -> No
     for name, pixels in drawn.items():
         path = folder / f"{slug(name).replace(', nfe ', '-')}.png"
         plotting.save(plotting.image_grid({name: scaled(pixels[:SHOWN])}, columns), path)
-    name, pixels = list(drawn.items())[-1]
-    shown = pixels[: 4 * columns]
-    nearest = real[metrics.nearest(judge.flat(shown), judge.flat(real))[1]]
-    pairs = {name: scaled(shown), "nearest training images": scaled(nearest)}
-    plotting.save(plotting.image_grid(pairs, columns), folder / "neighbours.png")
-    if change and name.startswith(LABELS["nsgf++"]):
-        plotting.save(phases(config, change, name, pixels), folder / "phases.png")
+    if drawn:
+        name, pixels = list(drawn.items())[-1]
+        shown = pixels[: 4 * columns]
+        nearest = real[metrics.nearest(judge.flat(shown), judge.flat(real))[1]]
+        pairs = {name: scaled(shown), "nearest training images": scaled(nearest)}
+        plotting.save(plotting.image_grid(pairs, columns), folder / "neighbours.png")
+    last = f"{LABELS['nsgf++']}, NFE {max(config.nfe)}"
+    if change and last in drawn:
+        plotting.save(phases(config, change, last, drawn[last]), folder / "phases.png")
     for stage in STAGES[config.method]:
         loss = plotting.loss_curve(*run.stage(stage).logged("loss"))
         plotting.save(loss, folder / f"loss-{stage}.png")

@@ -22,6 +22,7 @@ BATCH = 250  # images of one call of the classifier; more take longer on a CPU
 SMOKE_SPLITS = {"train": slice(0, 1280), "test": slice(1280, 1792)}
 QUALITY = {"fd": -1, "kd": -1, "precision": 1, "recall": 1, "coverage": 1, "class_tv": -1}
 """Metrics of the quality of images; the sign says whether more or less of it is better."""
+LEAST_IMAGES = 6  # coverage looks at five neighbours
 FAR = 2.0  # ratio of trap and floor from which they count as told apart
 
 
@@ -139,7 +140,8 @@ class Judge:
     """Compares generated images with as many test images, in a classifier's features and in pixels.
 
     Args:
-      dataset: "mnist" or "fashion", whose shipped classifier looks at the images.
+      dataset: "mnist" or "fashion", whose shipped classifier looks at the images; None: only
+        pixels are compared.
       train: what the generator was trained on.
       test: what it has not seen.
       num_images: how many images are compared; at most all of ``test``.
@@ -152,7 +154,7 @@ class Judge:
 
     def __init__(
         self,
-        dataset: str,
+        dataset: str | None,
         train: images.Images,
         test: images.Images,
         *,
@@ -161,16 +163,20 @@ class Judge:
         folder: pathlib.Path = CLASSIFIERS,
     ):
         most = min(len(train.labels), len(test.labels))
-        if not 2 <= num_images <= most:
-            raise ValueError(f"num_images is {num_images}; {dataset} allows 2 to {most}")
-        self.params, self.record = read_classifier(dataset, folder)
+        if not LEAST_IMAGES <= num_images <= most:
+            raise ValueError(
+                f"num_images is {num_images}; this data set allows {LEAST_IMAGES} to {most}"
+            )
         self.train, self.test = train.pixels, test.pixels[:num_images]
         self.random = np.random.default_rng(seed)
         self.floor_images = self.random.choice(self.train, num_images, replace=False)
-        self.features = look(self.params, self.test)[0]
+        self.weights = None if dataset is None else read_classifier(dataset, folder)
+        if self.weights is not None:
+            self.params = jax.device_put(self.weights.params)
+            self.features = look(self.params, self.test)[0]
 
     def __call__(self, pixels: np.ndarray) -> dict[str, float]:
-        """Scores of images [num_images, 28, 28, 1] uint8.
+        """Scores of images [num_images, h, w, c] uint8; without a classifier the last two alone.
 
         Returns:
           fd: squared Fréchet distance of features, which is not an FID.
@@ -183,12 +189,14 @@ class Judge:
         return {**self.quality(pixels), **self.memory(self.nearest(pixels)[0])}
 
     def quality(self, pixels: np.ndarray) -> dict[str, float]:
-        """The metrics of :data:`QUALITY`."""
+        """The metrics of :data:`QUALITY`; none without a classifier."""
         if pixels.dtype != np.uint8 or pixels.shape != self.test.shape:
             raise ValueError(
                 f"images are {pixels.dtype} of shape {pixels.shape}; they are compared with as "
                 f"many: give uint8 (images.unscale) of shape {self.test.shape}"
             )
+        if self.weights is None:
+            return {}
         features, classes = look(self.params, pixels)
         uniform = np.full(images.NUM_CLASSES, 1 / images.NUM_CLASSES)
         return {
@@ -200,7 +208,12 @@ class Judge:
 
     def nearest(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distance [length] of every image to its nearest training image, and that one's index."""
-        return metrics.nearest(flat(pixels), flat(self.train))
+        return metrics.nearest(flat(pixels), self.flat_train)
+
+    @functools.cached_property
+    def flat_train(self) -> np.ndarray:
+        """The training images as vectors."""
+        return flat(self.train)
 
     @functools.cached_property
     def test_distances(self) -> np.ndarray:
@@ -212,10 +225,6 @@ class Judge:
         share = metrics.memorised(distances, self.test_distances)
         return {"nearest": float(np.mean(distances)), "memorised": share}
 
-    def shares(self, pixels: np.ndarray) -> np.ndarray:
-        """Share of each class [10] among the classifier's answers."""
-        return shares(look(self.params, pixels)[1])
-
     def floor(self) -> dict[str, float]:
         """What a perfect generator scores: training images, drawn once, against the test images.
 
@@ -223,6 +232,7 @@ class Judge:
         """
         return {**self.quality(self.floor_images), **self.memory(self.test_distances)}
 
+    @functools.cached_property
     def traps(self) -> dict[str, np.ndarray]:
         """What a metric must tell from real images: a Gaussian fitted to all pixels, shuffled ones.
 
@@ -241,7 +251,7 @@ class Judge:
 
     def references(self) -> dict[str, dict[str, float]]:
         """Rows of every table: the floor and the traps."""
-        traps = common.progress("traps")(self.traps().items(), leave=False)
+        traps = common.progress("traps")(self.traps.items(), leave=False)
         return {"floor": self.floor(), **{name: self(pixels) for name, pixels in traps}}
 
 
@@ -264,7 +274,27 @@ def indistinct(references: Mapping[str, Mapping[str, float]]) -> list[str]:
         return large[name] <= FAR * max(small[name], 0.0)
 
     traps = [row for label, row in references.items() if label != "floor"]
-    return [name for name in QUALITY if any(missed(name, trap) for trap in traps)]
+    return [name for name in QUALITY if name in floor and any(missed(name, t) for t in traps)]
+
+
+def open_inception(weights_path: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any]:
+    """The weights' path and the modules torch and torch_fidelity; raises as :func:`inception`."""
+    path = pathlib.Path(weights_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there are no Inception weights in {path}; download weights-inception-2015-12-05 "
+            "from torch-fidelity's releases and give its path"
+        )
+    try:
+        torch, fidelity = map(importlib.import_module, ("torch", "torch_fidelity"))
+    except ImportError as error:
+        raise RuntimeError(f"{error}; FID and IS need pip install 'sinkflow[eval]'") from error
+    # torch-fidelity unpickles the file, which could run anything; this refuses all but tensors.
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} holds something else than a PyTorch state_dict") from error
+    return path, torch, fidelity
 
 
 def inception(
@@ -291,21 +321,7 @@ def inception(
             f"images are {pixels.dtype} {pixels.shape} and {real.dtype} {real.shape}; "
             "give uint8 of one shape, as many generated as real"
         )
-    path = pathlib.Path(weights_path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there are no Inception weights in {path}; download weights-inception-2015-12-05 "
-            "from torch-fidelity's releases and give its path"
-        )
-    try:
-        torch, fidelity = map(importlib.import_module, ("torch", "torch_fidelity"))
-    except ImportError as error:
-        raise RuntimeError(f"{error}; FID and IS need pip install 'sinkflow[eval]'") from error
-    # torch-fidelity unpickles the file, which could run anything; this refuses all but tensors.
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} holds something else than a PyTorch state_dict") from error
+    path, torch, fidelity = open_inception(weights_path)
     values = fidelity.calculate_metrics(
         input1=_torch_images(torch, pixels),
         input2=_torch_images(torch, real),

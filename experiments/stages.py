@@ -19,6 +19,7 @@ from experiments.image_config import STAGES, ImageConfig
 from sinkflow import assignment, divergence, epsilon, images, interpolants, pool, train, unet
 from sinkflow.sinkhorn import sinkhorn
 
+TRAINING = "training.json"  # of each stage: what its training took
 POOL_DTYPE = jnp.float16  # three digits more than bfloat16, and pixels need no exponents
 
 
@@ -301,7 +302,7 @@ def learn(
         stage.network.apply_fn, optimizer, ema_decay=decay, loss_fn=stage.loss_fn
     )
     keys = jax.random.split(key_rows, jax.local_device_count())
-    part = run.stage(name)
+    part, before = run.stage(name), dict(run.times)
     with run.timed(f"train {name}"):
         state = common.fit(
             part,
@@ -314,6 +315,16 @@ def learn(
             refresh_every=config.refresh_every,
             description=name,
         )
+    if part.resumed_from != num_steps:  # else it was finished before
+        spent = {phase: run.times[phase] - before.get(phase, 0.0) for phase in run.times}
+        record = {
+            "seconds": {phase: round(seconds, 2) for phase, seconds in spent.items() if seconds},
+            # The seconds are of the start that finished it: too few if it had to resume.
+            "resumed_from": part.resumed_from,
+            "device_memory_gb": common.peak_memory(),
+            "ema_decay": decay,
+        }
+        common.write_json(part.out / TRAINING, record)
     if part.resumed_from is not None:  # of a run in stages: steps of all stages together
         run.resumed_from = (run.resumed_from or 0) + part.resumed_from
     return Field(stage.network.apply_fn, state.ema_params)

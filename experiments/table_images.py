@@ -32,6 +32,9 @@ HEADINGS = {  # of the scores; an arrow where more or less of it is better
 }
 
 
+INCEPTION = ("weights_sha256", "split", "count", "resize", "torch_fidelity")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Which runs to compare, and where to put the table."""
@@ -51,8 +54,8 @@ def main(config: Config) -> tables.Table:
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     table = make_table(results)
-    tables.write(out, [table])
-    if any("fd" in row for row in results[0]["rows"]):
+    tables.write(out, [table, training_table(results)])
+    if any("fd" in row for result in results for row in result["rows"]):
         plotting.save(draw(results), out / "fd.png")
     return table
 
@@ -74,6 +77,7 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
     shared = (
         *("dataset", "num_samples", "channels", "multipliers", "num_blocks", "attention"),
         *("dropout", "batch_size", "learning_rate", "clip", "ema_decay"),
+        *("stepper", "sample_batch", "seed", "smoke"),
     )
     steps = ("velocity_steps", "predictor_steps", "straight_steps")
     first = results[0]["config"]
@@ -86,11 +90,20 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
         for what in ("classifier", "device"):
             if result[what] != results[0][what]:
                 different.append(f"{what} {result[what]} instead of {results[0][what]}")
+        for what in INCEPTION:
+            here, there = (inception_setting(r, what) for r in (result, results[0]))
+            if here != there:
+                different.append(f"Inception's {what} {here} instead of {there}")
         total, wanted = (sum(config[key] for key in steps) for config in (result["config"], first))
         if total != wanted:
             different.append(f"{total} optimiser steps instead of {wanted}")
         if different:
             raise ValueError(f"{name} cannot be compared with {names[0]}: {'; '.join(different)}")
+
+
+def inception_setting(result: dict[str, Any], name: str) -> Any:
+    """What the run's FIDs depend on; None where there are none."""
+    return next((row["inception"][name] for row in result["rows"] if "inception" in row), None)
 
 
 def make_table(results: Sequence[dict]) -> tables.Table:
@@ -111,10 +124,34 @@ def make_table(results: Sequence[dict]) -> tables.Table:
         [row["method"], str(row.get("nfe", "")), *(cell(row, name) for name in shown)]
         for row in (*rows, *references)
     ]
+    for row, cells in zip(rows, body, strict=False):
+        cells[2] = row.get("failed", cells[2])
     title = f"{first['dataset']}, {first['num_samples']} samples, {first['device']['kind']}"
+    title += f", {first['config']['stepper']} steps"
     if first["dropped"]:
         title += f" (left out, as they miss a trap: {', '.join(first['dropped'])})"
+    for name in INCEPTION if inception_setting(first, "split") else ():
+        title += f", {name} {inception_setting(first, name)}"
     return tables.Table(title, ["method", "NFE", *(HEADINGS[name] for name in shown)], body)
+
+
+def training_table(results: Sequence[dict]) -> tables.Table:
+    """What training took: seconds without compilation, a column for each stage of any method."""
+    stages = list(dict.fromkeys(stage for result in results for stage in result["training"]))
+    header = ["run", *(f"{stage} [s]" for stage in stages), "pools [s]", "compilation [s]"]
+    body = []
+    for result in results:
+        training = result["training"]
+        again = [stage for stage, record in training.items() if record["resumed_from"] is not None]
+        seconds = {stage: record["seconds"] for stage, record in training.items()}
+        own = [seconds[stage][f"train {stage}"] if stage in seconds else "" for stage in stages]
+        sums = [sum(s.get(what, 0.0) for s in seconds.values()) for what in ("pool", "compile")]
+        cells = [f"{value:.1f}" if value != "" else "" for value in (*own, *sums)]
+        peaks = [record["device_memory_gb"] for record in training.values()]
+        known = all(peak is not None for peak in peaks)
+        label = result["config"]["method"] + (f" (resumed: {', '.join(again)})" if again else "")
+        body.append([label, *cells, f"{max(peaks):.1f}" if known else "unknown"])
+    return tables.Table("Training", [*header, "device memory [GB]"], body)
 
 
 def flat_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +169,7 @@ def draw(results: Sequence[dict]):
     axis = axes[0, 0]
     rows = [row for result in results for row in result["rows"]]
     for label in dict.fromkeys(row["method"] for row in rows):
-        points = [(row["nfe"], row["fd"]) for row in rows if row["method"] == label]
+        points = [(r["nfe"], r["fd"]) for r in rows if r["method"] == label and "fd" in r]
         axis.plot(*zip(*sorted(points), strict=True), marker=".", label=label)
     counts = sorted({row["nfe"] for row in rows})
     axis.axhline(results[0]["references"]["floor"]["fd"], color="0.5", ls="--", label="real images")

@@ -27,13 +27,20 @@ def origin(rows: Sequence[dict]) -> str:
     return f"Device: {', '.join(sorted(devices))}. Commit: {', '.join(sorted(commits))}.\n"
 
 
+LATEX = {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "_": r"\_", "%": r"\%"}
+
+
 def latex(table: Table) -> str:
-    lines = [
-        " & ".join(line).replace("±", r"$\pm$") + r" \\" for line in (table.header, *table.rows)
-    ]
+    lines = [" & ".join(map(_latex_cell, cells)) + r" \\" for cells in (table.header, *table.rows)]
     columns = "l" + "r" * (len(table.header) - 1)
     body = "\n".join([lines[0], r"\hline", *lines[1:]])
     return f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def _latex_cell(text: str) -> str:
+    for sign, command in LATEX.items():
+        text = text.replace(sign, command)
+    return rf"\emph{{{text.strip('*')}}}" if text.startswith("*") else text
 
 
 def write(folder: pathlib.Path, tables: Sequence[Table]) -> None:

@@ -119,6 +119,7 @@ def build(
             x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
         )
         pools.append(_from_trajectories(trajectory, step_sizes, time, dtype))
+        del trajectory  # before the next one is made beside it
         infos.append(info)
     info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
     if not (allow_unconverged or info.converged.all()):
@@ -244,15 +245,14 @@ def abstract_info(clouds: int, steps: int) -> Any:
     return PoolInfo(*(jax.ShapeDtypeStruct((clouds, steps), dtype) for dtype in dtypes))  # type: ignore
 
 
-def summary(info: PoolInfo) -> dict[str, float | int]:
-    """A pool's certificates in numbers; neighbours are those of the first and last step."""
+def summary(info: PoolInfo) -> dict[str, float | int | list[float]]:
+    """A pool's certificates in numbers; neighbours are the mean of each step of the flow."""
     return {
         "solves": int(np.size(info.converged)),
         "unconverged": int(np.sum(~np.asarray(info.converged))),
         "worst_marginal_error": float(np.max(info.marginal_error)),
         "mean_iterations": float(np.mean(info.num_iterations)),
-        "neighbours_first": float(np.mean(info.neighbours[:, 0])),
-        "neighbours_last": float(np.mean(info.neighbours[:, -1])),
+        "neighbours": np.mean(info.neighbours, axis=0, dtype=np.float64).tolist(),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments import common, imaging, mnist, sample, stages, table_images
-from experiments.image_config import check
+from experiments.image_config import check, check_data
 from sinkflow import pool, unet
 
 SMALL = {
@@ -95,7 +95,7 @@ def test_pool_of_flows_ends_at_images(key, config, pixels):
     gaps = np.abs(ends(last)[:, None] - known[None]).max(axis=2).min(axis=1)
     assert np.median(gaps) < 2
     [record] = imaging.pool_records(run)
-    assert record["unconverged"] == 0 and record["neighbours_last"] < 1.1
+    assert record["unconverged"] == 0 and record["neighbours"][-1] < 1.1
 
 
 def test_parts_of_a_training_have_clouds_of_their_own(config, pixels):
@@ -141,6 +141,10 @@ def test_methods_train_for_the_same_number_of_steps(config):
         ({"pair_size": 24}, "multiple of pair_size, 24"),
         ({"clouds_per_call": 3}, "clouds_per_call is 3; it must divide 2"),
         ({"phase_end": 1.5}, "phase_end is 1.5"),
+        ({"row_power": 0.0}, r"row_power is 0\.0; it lies in \(0, inf\)"),
+        ({"neighbours": 0.5}, r"neighbours is 0\.5; it lies in \(1, num_particles\)"),
+        ({"step_size": 3.0}, r"step_size is 3\.0; it lies in \(0, 1\]"),
+        ({"num_samples": 5}, r"num_samples is 5; it lies in \[6, inf\)"),
         ({"phase_end": 0.4}, r"straight_start is 0\.4; it lies in \[0, phase_end\), below 0\.4"),
         ({"nfe": (5, 0)}, "nfe 0 is 0"),
         ({"nfe": ()}, "nfe is empty"),
@@ -151,6 +155,16 @@ def test_methods_train_for_the_same_number_of_steps(config):
 def test_settings_that_cannot_be_are_named(config, changes, message):
     with pytest.raises(ValueError, match=message):
         check(dataclasses.replace(config, **changes))
+
+
+def test_clouds_larger_than_the_data_are_named(config):
+    for changes, name in (({}, "num_particles"), ({"pairs": "exact"}, "pair_size")):
+        wrong = dataclasses.replace(config, num_particles=16, num_clouds=2, **changes)
+        wrong = dataclasses.replace(wrong, **{name: 64})
+        with pytest.raises(ValueError, match=f"{name} is 64; there are 40 training images"):
+            check_data(wrong, 40)
+        check_data(wrong, 64)
+    check_data(dataclasses.replace(config, method="fm"), 1)
 
 
 def test_an_image_run_is_not_for_the_sampler_of_vectors(config):
@@ -204,22 +218,53 @@ def test_a_trained_stage_carries_noise_to_the_image(config):
     assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.2  # it was 1.2 at first
 
 
-def test_the_straight_flow_begins_as_the_velocity_and_says_where_it_is_missing(config):
+def test_a_stage_begins_with_given_parameters_and_leaves_them(config):
     config = dataclasses.replace(config, learning_rate=1e-12, straight_steps=10)
     linear = lambda params, x, t: x * params[0] + t[:, None] * params[1]
-    velocity = stages.Field(linear, jnp.array([0.3, -0.7]))
+    params = jnp.array([0.3, -0.7])
     network = stages.Network(lambda key: jnp.zeros(2), linear)
     rows = stages.Rows(jnp.ones((8, 16)), jnp.full(8, 0.5), jnp.zeros((8, 16)), None)
     loss = lambda apply_fn, params, rows: jnp.mean(apply_fn(params, rows.x, rows.t) ** 2)
     stage = stages.Stage(network, loss, lambda data, key: data, lambda part: rows)
-    params = imaging.start_of(config, "straight", {"velocity": velocity})
     field = stages.learn(common.Run(config), config, "straight", stage, params)
-    np.testing.assert_allclose(field.params, velocity.params, atol=1e-6)
-    assert not velocity.params.is_deleted()
-    assert imaging.start_of(config, "predictor", {}) is None
-    assert imaging.start_of(dataclasses.replace(config, method="fm"), "straight", {}) is None
+    np.testing.assert_allclose(field.params, [0.3, -0.7], atol=1e-6)
+    np.testing.assert_array_equal(params, jnp.array([0.3, -0.7]))  # its memory was not given away
+
+
+def test_the_straight_flow_alone_asks_for_the_velocity(config, pixels):
+    config = dataclasses.replace(config, stages=("predictor", "straight"))
     with pytest.raises(ValueError, match="begins as the velocity; train that stage first"):
-        imaging.start_of(config, "straight", {})
+        imaging.train_stages(common.Run(config), config, pixels)
+    assert not (config.folder() / "predictor").exists()
+
+
+def test_samples_that_are_not_finite_have_a_row_that_says_so(config):
+    config = dataclasses.replace(config, num_samples=6, sample_batch=4)
+    carry = lambda x: jnp.where(x[:, :1] > 0, jnp.nan, x)
+    scheme = imaging.Scheme("NSGF", 2, carry)
+    row, pixels = imaging.judged(common.Run(config), config, scheme, None)
+    noise = jnp.concatenate([imaging.noise(config, k) for k in (0, 1)])[:6]
+    bad = int((noise[:, 0] > 0).sum())
+    assert row == {"method": "NSGF", "nfe": 2, "failed": f"{bad} of 6 samples are not finite"}
+    assert pixels is None and bad > 0
+    assert row["failed"] in imaging.row_line(row)
+
+
+def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config):
+    config = dataclasses.replace(config, num_samples=6, sample_batch=4)
+    run, calls = common.Run(config), []
+
+    def score(pixels):
+        calls.append(len(pixels))
+        return {"fd": 1.0}
+
+    scheme = imaging.Scheme("NSGF", 2, lambda x: 0.5 * x)
+    row, pixels = imaging.judged(run, config, scheme, score)
+    again, same = imaging.judged(run, config, scheme, score)
+    assert row == again and calls == [6] and pixels.shape == (6, 4, 4, 1)
+    np.testing.assert_array_equal(pixels, same)
+    imaging.judged(run, dataclasses.replace(config, num_samples=5), scheme, score)
+    assert calls == [6, 5]
 
 
 # The table.
@@ -230,8 +275,10 @@ def result_of(method, fds, **changes):
         **{"dataset": "mnist", "num_samples": 100, "channels": 8, "multipliers": [1, 2]},
         **{"num_blocks": 1, "batch_size": 16, "attention": [], "dropout": 0.0},
         **{"learning_rate": 1e-3, "clip": 1.0, "ema_decay": 0.999},
-        **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 10, **changes},
+        **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 10, "method": method},
+        **{"stepper": "ab2", "sample_batch": 10, "seed": 0, "smoke": False, **changes},
     }
+    took = {"train straight": 2.5, "compile": 1.0, "pool": 0.5}
     rows = [
         {"method": method, "nfe": nfe, "fd": fd, "kd": 2.0, "recall": 0.5, "seconds_per_10k": 3.0}
         for nfe, fd in fds.items()
@@ -246,6 +293,7 @@ def result_of(method, fds, **changes):
         "num_samples": 100,
         "classifier": "abc",
         "device": {"kind": "cpu"},
+        "training": {"straight": {"seconds": took, "resumed_from": None, "device_memory_gb": 3.0}},
     }
 
 
@@ -275,7 +323,22 @@ def test_table_has_a_row_for_each_method_and_count_and_drops_blind_metrics(resul
     ]
     text = (tmp_path / "table" / "table.md").read_text()
     assert "| FM | 100 | 7 | 2 | 3 |" in text and "miss a trap: recall" in text
+    assert "| FM | 2.5 | 0.5 | 1.0 | 3.0 |" in text
+    assert (tmp_path / "table" / "table.tex").read_text().isascii()
     assert (tmp_path / "table" / "fd.png").stat().st_size > 5_000
+
+
+def test_a_scheme_that_failed_has_a_row_without_numbers(results):
+    broken = result_of("FM", {100: 7.0})
+    broken["rows"].append({"method": "FM", "nfe": 2, "failed": "3 of 100 samples are not finite"})
+    table = table_images.main(results(broken))
+    assert ["FM", "2", "3 of 100 samples are not finite", "", ""] in table.rows
+
+
+def test_a_resumed_training_is_said_to_be_one(results):
+    resumed = result_of("FM", {100: 7.0})
+    resumed["training"]["straight"]["resumed_from"] = 10
+    assert table_images.training_table([resumed]).rows[0][0] == "FM (resumed: straight)"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +347,8 @@ def test_table_has_a_row_for_each_method_and_count_and_drops_blind_metrics(resul
         ({"channels": 16}, "channels 16 instead of 8"),
         ({"straight_steps": 40}, "60 optimiser steps instead of 30"),
         ({"dataset": "fashion"}, "dataset fashion instead of mnist"),
+        ({"stepper": "euler"}, "stepper euler instead of ab2"),
+        ({"smoke": True}, "smoke True instead of False"),
     ],
 )
 def test_unfair_comparisons_are_refused(results, changes, message):
@@ -302,6 +367,15 @@ def test_another_classifier_is_another_judge(results):
     other = {**result_of("FM", {10: 2.0}), "classifier": "def"}
     with pytest.raises(ValueError, match="classifier def instead of abc"):
         table_images.main(results(result_of("NSGF++", {10: 1.0}), other))
+
+
+def test_distances_to_other_inception_weights_are_refused(results):
+    same = {"split": "test", "count": 100, "resize": "b", "torch_fidelity": "0.4", "fid": 1.0}
+    first, second = result_of("NSGF++", {10: 1.0}), result_of("FM", {10: 2.0})
+    first["rows"][0]["inception"] = {**same, "weights_sha256": "aa"}
+    second["rows"][0]["inception"] = {**same, "weights_sha256": "bb"}
+    with pytest.raises(ValueError, match="Inception's weights_sha256 bb instead of aa"):
+        table_images.main(results(first, second))
 
 
 def test_unfinished_run_is_named(tmp_path):

@@ -91,7 +91,7 @@ def test_scores_are_the_metrics_of_features_and_pixels(judging):
     found = metrics.precision_recall_coverage(real, features)
     assert (row["precision"], row["recall"], row["coverage"]) == found
     shares = np.array([np.mean(classes == k) for k in range(10)])
-    np.testing.assert_allclose(judging.shares(pixels), shares)
+    np.testing.assert_allclose(judge.shares(classes), shares)
     assert row["class_tv"] == pytest.approx(np.abs(shares - 0.1).sum() / 2)
 
 
@@ -118,7 +118,7 @@ def test_floor_is_far_from_the_traps(references):
 
 
 def test_traps_are_what_they_are_called(judging):
-    traps = judging.traps()
+    traps = judging.traps
     for pixels in traps.values():
         assert pixels.shape == judging.test.shape and pixels.dtype == np.uint8
     real = judging.train.reshape(1280, -1).astype(float)
@@ -166,11 +166,22 @@ def test_other_images_or_counts_are_refused(judging, pixels):
         judging(pixels)
 
 
-@pytest.mark.parametrize("count", [1, 513])
+@pytest.mark.parametrize("count", [5, 513])
 def test_impossible_numbers_of_images_are_refused(count):
     splits = [judge.smoke_images(split) for split in ("train", "test")]
-    with pytest.raises(ValueError, match=f"num_images is {count}; mnist allows 2 to 512"):
+    with pytest.raises(ValueError, match=f"num_images is {count}; this data set allows 6 to 512"):
         judge.Judge("mnist", *splits, num_images=count)
+
+
+def test_without_a_classifier_pixels_are_compared():
+    judging = judge.Judge(
+        None, *(judge.smoke_images(split) for split in ("train", "test")), num_images=20
+    )
+    references = judging.references()
+    assert list(references) == ["floor", "gaussian", "shuffled"]
+    assert all(scores.keys() == {"nearest", "memorised"} for scores in references.values())
+    assert judge.indistinct(references) == []
+    assert judging(judging.train[:20]) == {"nearest": 0.0, "memorised": 1.0}
 
 
 @pytest.fixture

@@ -260,8 +260,7 @@ def test_summary_by_hand():
         "unconverged": 1,
         "worst_marginal_error": 3e-2,
         "mean_iterations": 25.0,
-        "neighbours_first": 7.0,
-        "neighbours_last": 1.5,
+        "neighbours": [7.0, 1.5],
     }
 
 
