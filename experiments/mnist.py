@@ -1,8 +1,10 @@
 """NSGF++ on MNIST or Fashion-MNIST, and its rivals: flow matching and OT-CFM.
 
 Command:  python -m experiments.mnist [--dataset fashion] [--method fm|ot-cfm]
-Runtime:  not measured yet on an accelerator; --smoke ends in under 90 seconds on two CPU cores.
-Expected: not measured yet.
+Runtime:  eight minutes on an H200, three of them training; --smoke ends in under 90 seconds on two
+          CPU cores.
+Expected: samples/, scores and pictures/ for each number of evaluations, and result.json; no table
+          has been measured at these settings yet.
 Source:   arXiv:2401.14069, the MNIST experiment; rivals arXiv:2210.02747 and arXiv:2302.00482.
 """
 

@@ -1,6 +1,5 @@
 """MNIST, Fashion-MNIST and CIFAR-10: files on disk or downloaded, and pixels for a train step."""
 
-import functools
 import gzip
 import hashlib
 import io
@@ -142,31 +141,24 @@ def read_cifar(content: bytes) -> Images:
     return Images(np.ascontiguousarray(channels.transpose(0, 2, 3, 1)), records[:, 0].copy())
 
 
-@functools.partial(jax.jit, static_argnames="pad")
-def scale(
-    pixels: UInt8[Array, "*batch h w c"], pad: int = 0
-) -> Float[Array, "*batch h+2*{pad} w+2*{pad} c"]:
+@jax.jit
+def scale(pixels: UInt8[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
     """Pixels 0 to 255 as float32 from -1 to 1.
 
     Args:
       pixels: images, or one.
-      pad: black pixels to add on every side; 2 makes 28x28 images 32x32. Static.
 
     Raises:
-      ValueError: at trace time, if ``pixels`` are not uint8, which may be scaled already; if
-        ``pad`` is negative.
+      ValueError: at trace time, if ``pixels`` are not uint8, which may be scaled already.
 
     Example:
-      >>> scale(np.zeros((1, 28, 28, 1), np.uint8), pad=2).shape
-      (1, 32, 32, 1)
+      >>> scale(np.array([[[0], [255]]], np.uint8)).ravel().tolist()
+      [-1.0, 1.0]
     """
     if pixels.dtype != jnp.uint8:
         raise ValueError(f"pixels are {pixels.dtype}; scale takes uint8")
-    if pad < 0:
-        raise ValueError(f"pad is {pad}; it must be at least 0")
-    width = [(0, 0)] * (pixels.ndim - 3) + [(pad, pad), (pad, pad), (0, 0)]
     # The numerator is exact, so that the ends are -1 and 1 and the grey levels symmetric.
-    return (2 * jnp.pad(pixels, width).astype(jnp.float32) - 255) / 255
+    return (2 * pixels.astype(jnp.float32) - 255) / 255
 
 
 @jax.jit

@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from experiments import cifar10, imaging, mnist
+from experiments import cifar10, imaging, mnist, table_images
 
+TRAPS = ("floor", "gaussian", "shuffled")
 pytestmark = pytest.mark.slow
 
 SMOKE = {**mnist.Config.SMOKE, "smoke": True, "batch_size": 16}
@@ -50,11 +55,25 @@ def test_samples_are_bytes_of_any_number(smoke):
         assert file["images"].dtype == np.uint8
 
 
+def test_the_tables_are_made_of_what_the_driver_wrote(smoke, tmp_path):
+    config, out, _ = smoke
+    table = table_images.main(table_images.Config(runs=(str(out),), out=str(tmp_path)))
+    done = [("NSGF", 2), ("NSGF", 5), ("NSGF++", 5)]
+    names = [*((m, str(nfe)) for m, nfe in done), *((f"*{n}*", "") for n in TRAPS)]
+    assert [tuple(row[:2]) for row in table.rows] == names
+
+
 def test_another_start_samples_without_training(smoke):
     config, out, first = smoke
     before = (out / "velocity" / "metrics.jsonl").read_text()
     again = imaging.main(dataclasses.replace(config, nfe=(5,), num_samples=40))
     assert again["resumed_from"] == sum(config.steps().values())
+    # What the training took is still known.
+    assert again["training"] == first["training"]
+    assert {s: r["resumed_from"] for s, r in again["training"].items()} == dict.fromkeys(
+        ("velocity", "predictor", "straight")
+    )
+    assert again["training"]["velocity"]["seconds"]["train velocity"] > 0.1
     assert (out / "velocity" / "metrics.jsonl").read_text() == before
     assert [row["nfe"] for row in again["rows"]] == [5, 5]
 
@@ -67,12 +86,28 @@ def test_training_with_other_settings_is_refused(smoke):
     assert (out / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    "command", ["mnist --dataset fashion --method fm", "cifar10", "classifier --dataset fashion"]
+)
+def test_smoke_runs_take_less_than_90_seconds_of_two_cores(command, tmp_path):
+    name, *options = command.split()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    before = spent()
+    arguments = [sys.executable, "-m", f"experiments.{name}", *options, "--smoke"]
+    subprocess.run([*arguments, "--out", str(tmp_path)], check=True, env=environment)
+    # Of the process, so that it does not depend on what else runs.
+    assert spent() - before < 2 * 90
+    assert list(tmp_path.rglob("*.json"))
+
+
 def test_cifar_driver_trains_on_optimal_pairs_without_a_judge(tmp_path):
     smoke = {**cifar10.Config.SMOKE, "smoke": True, "nfe": (2,), "straight_steps": 10}
     config = cifar10.Config(**smoke, method="ot-cfm", out=str(tmp_path))
     config = dataclasses.replace(config, velocity_steps=10, predictor_steps=0)
     result = imaging.main(config)
     [row] = result["rows"]
-    assert row["method"] == "OT-CFM" and "fd" not in row
+    assert row["method"] == "OT-CFM" and "fd" not in row and row["nearest"] > 0
+    assert result["references"]["shuffled"]["nearest"] > result["references"]["floor"]["nearest"]
     with np.load(tmp_path / "samples" / "ot-cfm-2.npz") as file:
         assert file["images"].shape == (config.num_samples, 32, 32, 3)

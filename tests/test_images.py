@@ -485,25 +485,9 @@ def test_unscale_rounds_and_clips():
     assert images.unscale(x).tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
-@pytest.mark.parametrize("batch", [(), (2,), (4, 2)])
-def test_padding_is_black_and_around_the_image(batch):
-    pixels = np.full((*batch, 28, 28, 1), 255, np.uint8)
-    x = np.asarray(images.scale(pixels, pad=2))
-    assert x.shape == (*batch, 32, 32, 1)
-    assert np.all(x[..., 2:-2, 2:-2, :] == 1)
-    frame = np.ones((32, 32, 1), bool)
-    frame[2:-2, 2:-2] = False
-    assert np.all(x[..., frame] == -1)
-
-
 def test_scale_refuses_what_may_be_scaled_already(unchecked_shapes):
     with pytest.raises(ValueError, match="pixels are float32; scale takes uint8"):
         images.scale(jnp.zeros((2, 28, 28, 1)))
-
-
-def test_scale_refuses_to_crop():
-    with pytest.raises(ValueError, match="pad is -1"):
-        images.scale(jnp.zeros((2, 28, 28, 1), jnp.uint8), pad=-1)
 
 
 def test_flip_mirrors_about_half_of_the_images_and_no_other_axis(key):
@@ -534,11 +518,10 @@ def test_flip_draws_for_every_image_of_every_batch(key):
 def test_a_train_step_can_prepare_its_batch(key):
     @jax.jit
     def step(key, pixels):
-        return images.unscale(images.flip(key, images.scale(pixels, pad=2)))
+        return images.unscale(images.flip(key, images.scale(pixels)))
 
     pixels = jax.random.randint(key, (8, 28, 28, 1), 0, 256).astype(jnp.uint8)
-    padded = jnp.pad(pixels, [(0, 0), (2, 2), (2, 2), (0, 0)])
-    np.testing.assert_array_equal(step(key, pixels), images.flip(key, padded))
+    np.testing.assert_array_equal(step(key, pixels), images.flip(key, pixels))
 
 
 def test_new_values_do_not_recompile(key):

@@ -161,6 +161,9 @@ def test_pool_times_are_the_records():
         assert " | ".join(cells) in README, problem
 
 
+PEERS = ("sinkflow", "torchcfm")
+
+
 def test_rates_of_the_unet_are_the_records():
     rows = json.loads((RESULTS / "bench-unet-h200.json").read_text())["rows"]
     measured = {(r["peer"], r["batch"]): r for r in rows if "images_per_second" in r}
@@ -173,16 +176,16 @@ def test_rates_of_the_unet_are_the_records():
             f"{found['peak_bytes'] / 2**30:.2f} GiB",
         ]
         assert row(batch, [*cells, f"{sampled:.0f}" if sampled else "not run"]) in README
-    names = ("images_per_second", "images_per_second", "sampled_per_second")
-    ratios = [
-        measured["sinkflow", batch][name] / measured["torchcfm", batch][name]
-        for batch, name in zip((128, 512, 512), names, strict=True)
-    ]
-    assert (
-        "{:.1f} and {:.1f} times torchcfm's rate of training, and {:.1f}".format(*ratios) in README
-    )
-    slow, fast = (measured["torchcfm", batch]["seconds"] for batch in (512, 128))
-    assert slow < 2 * fast
+    ours, theirs = ({batch: measured[peer, batch] for batch in (128, 512)} for peer in PEERS)
+    rate = lambda batch, name: ours[batch][name] / theirs[batch][name]
+    text = re.sub(r"\s+", " ", README)
+    assert f"is {rate(512, 'images_per_second'):.1f} times torchcfm's rate of training" in text
+    assert f"and {rate(512, 'sampled_per_second'):.1f} times that of sampling" in text
+    assert f"At batch 128 it is {rate(128, 'images_per_second'):.1f} times" in text
+    low, high = (1e3 * seconds for seconds in theirs[128]["fastest_slowest"])
+    assert f"from {low:.0f} to {high:.0f} ms" in text
+    assert f"load {theirs[128]['load_before']:.1f} on" in text
+    assert theirs[512]["seconds"] < 2 * theirs[128]["seconds"]
 
 
 @pytest.mark.parametrize("name", ["1000000-2", "100000-784"])

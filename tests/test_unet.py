@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from sinkflow import layers, unet
-from sinkflow.unet import CIFAR_UNET, MNIST_UNET, ConvTimePredictor, UNet
+from sinkflow.unet import CIFAR_UNET, ConvTimePredictor, UNet
 
 TINY = {
     "channels": 8,
@@ -240,7 +240,6 @@ def test_known_settings_have_the_known_number_of_parameters():
     assert num_parameters(CIFAR_UNET(), *image(3)) == 35_746_307
     labelled = num_parameters(CIFAR_UNET(num_classes=10), *image(3), jnp.zeros(1, jnp.int32))
     assert labelled == 35_746_307 + 10 * 4 * 128
-    assert num_parameters(MNIST_UNET(), *image(1)) == 1_522_561
 
 
 @pytest.mark.slow
