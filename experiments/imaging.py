@@ -143,7 +143,8 @@ def memory_ahead(config: ImageConfig, pixels) -> str:
         parts["solver"] = config.clouds_per_call * 16 * config.num_particles**2 / GIGABYTE
     if config.pairing() != "independent":
         parts["pairs"] = 6 * particles * floats / GIGABYTE
-    return "memory ahead [GB]: " + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    shown = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    return f"memory ahead [GB]: {sum(parts.values()):.2f} and a training step's ({shown})"
 
 
 def training_records(run: common.Run, config: ImageConfig) -> dict[str, dict]:

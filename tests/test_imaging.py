@@ -173,6 +173,16 @@ def test_clouds_larger_than_the_data_are_named(config):
     check_data(dataclasses.replace(config, method="fm"), 1)
 
 
+def test_memory_ahead_counts_what_is_kept_by_hand(config):
+    big = {"num_particles": 1000, "num_clouds": 10, "clouds_per_call": 5, "flow_steps": 5}
+    pixels = np.zeros((1000, 784), np.uint8)
+    line = imaging.memory_ahead(mnist.Config(**big), pixels)
+    pool = 2 * 10_000 * 5 * 784 * 4 / 1e9
+    total = 0.000784 + pool + pool / 2 + 5 * 16 * 1000**2 / 1e9
+    assert f"{total:.2f} and a training step's (images 0.00, pool {pool:.2f}" in line
+    assert "(images 0.00)" in imaging.memory_ahead(mnist.Config(method="fm"), pixels)
+
+
 def test_an_image_run_is_not_for_the_sampler_of_vectors(config):
     common.Run(dataclasses.replace(mnist.Config(), out=config.out))
     with pytest.raises(ValueError, match="mnist draws its samples itself; start it again"):
