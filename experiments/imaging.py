@@ -227,7 +227,7 @@ def judged(run, config, scheme: Scheme, score: Scorer) -> tuple[dict, np.ndarray
     drawn_with = {name: getattr(config, name) for name in DRAWN_WITH}
     drawn_with = {**drawn_with, "commit": run.commit}
     saved = json.loads(file.read_text()) if file.is_file() else {}
-    if saved.get("drawn_with") == drawn_with:
+    if saved.get("drawn_with") == drawn_with and samples_file(run, scheme).is_file():
         return saved["row"], load_samples(run, scheme)
     row = {"method": scheme.label, "nfe": scheme.nfe}
     pixels, seconds, failed = draw(run, config, scheme)

@@ -107,6 +107,7 @@ def test_classifiers_are_as_good_as_the_records_say(dataset):
     record = json.loads((ROOT / "experiments" / "classifiers" / f"{dataset}.json").read_text())
     assert f"{record['test_accuracy']:.4f}" in README
     assert record["num_test"] == 10_000
+    assert re.fullmatch(r"[0-9a-f]{12}", record["commit"])
 
 
 def bench(name):
