@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -148,11 +150,9 @@ def memory_ahead(config: ImageConfig, pixels) -> str:
 
 
 def training_records(run: common.Run, config: ImageConfig) -> dict[str, dict]:
-    """What the training of each stage took, whenever that was."""
-    return {
-        stage: json.loads((run.out / stage / stages.TRAINING).read_text())
-        for stage in STAGES[config.method]
-    }
+    """What the training of each stage took, whenever that was; nothing of one killed at its end."""
+    paths = {stage: run.out / stage / stages.TRAINING for stage in STAGES[config.method]}
+    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.is_file()}
 
 
 def pool_records(run: common.Run) -> list[dict]:
@@ -247,16 +247,16 @@ def title(scheme: Scheme) -> str:
 def draw(run, config, scheme: Scheme) -> tuple[np.ndarray, float, int]:
     """Images [num_samples, h, w, c] of bytes, seconds per 10,000, and how many are not finite."""
     count = -(-config.num_samples // config.sample_batch)
-    batches, finite = [], []
-    with run.timed("sample"):
-        jax.block_until_ready(scheme.carry(noise(config, 0)))  # compiles; not timed below
-    spent = run.times["sample"]
+    batches, finite, times = [], [], []
     with run.timed("sample"):
         for number in common.progress(title(scheme))(range(count)):
+            begin = time.perf_counter()
             x = scheme.carry(noise(config, number))
             finite.append(np.asarray(jnp.isfinite(x).all(axis=1)))
             batches.append(np.asarray(images.unscale(x)).reshape(-1, *config.SHAPE))
-    seconds = (run.times["sample"] - spent) * 10_000 / (count * config.sample_batch)
+            times.append(time.perf_counter() - begin)
+    # The lower median: the first batch may compile.
+    seconds = statistics.median_low(times) * 10_000 / config.sample_batch
     failed = np.sum(~np.concatenate(finite)[: config.num_samples])
     return np.concatenate(batches)[: config.num_samples], seconds, int(failed)
 

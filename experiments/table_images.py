@@ -144,11 +144,14 @@ def training_table(results: Sequence[dict]) -> tables.Table:
         training = result["training"]
         again = [stage for stage, record in training.items() if record["resumed_from"] is not None]
         seconds = {stage: record["seconds"] for stage, record in training.items()}
-        own = [seconds[stage][f"train {stage}"] if stage in seconds else "" for stage in stages]
+        own = [
+            f"{seconds[stage][f'train {stage}']:.1f}" if stage in seconds else ""
+            for stage in stages
+        ]
         sums = [sum(s.get(what, 0.0) for s in seconds.values()) for what in ("pool", "compile")]
-        cells = [f"{value:.1f}" if value != "" else "" for value in (*own, *sums)]
+        cells = [*own, *(f"{value:.1f}" for value in sums)]
         peaks = [record["device_memory_gb"] for record in training.values()]
-        known = all(peak is not None for peak in peaks)
+        known = peaks and None not in peaks
         label = result["config"]["method"] + (f" (resumed: {', '.join(again)})" if again else "")
         body.append([label, *cells, f"{max(peaks):.1f}" if known else "unknown"])
     return tables.Table("Training", [*header, "device memory [GB]"], body)

@@ -59,14 +59,19 @@ def num_steps(nfe: int, method: str = "euler") -> int:
     Raises:
       ValueError: unknown method, nfe < 1, or nfe not a multiple of the method's stages.
     """
-    if method not in STAGES:
-        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(STAGES)}")
-    if nfe < 1 or nfe % STAGES[method]:
+    count = _stages(method)
+    if nfe < 1 or nfe % count:
         raise ValueError(
-            f"nfe is {nfe}; {method} spends {STAGES[method]} evaluations a step, "
+            f"nfe is {nfe}; {method} spends {count} evaluations a step, "
             "so nfe must be a positive multiple of that"
         )
-    return nfe // STAGES[method]
+    return nfe // count
+
+
+def _stages(method):
+    if method not in STAGES:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(STAGES)}")
+    return STAGES[method]
 
 
 def integrate(
@@ -123,10 +128,11 @@ def advance(
     Returns:
       Particles at ``t1`` [n, d], and ``last`` for the next part.
     """
-    run = _count if isinstance(nfe, jax.Array) else _scan
-    steps = nfe // STAGES[method] if isinstance(nfe, jax.Array) else num_steps(nfe, method)
+    given = (apply_fn, params, x, last, t0, t1, power)
     _check_power(power)
-    return run(apply_fn, params, x, last, t0, t1, power, steps, method)[:2]
+    if isinstance(nfe, jax.Array):
+        return _count(*given, nfe // _stages(method), method)
+    return _scan(*given, num_steps(nfe, method), method)[:2]
 
 
 def trajectory(

@@ -351,6 +351,11 @@ def test_a_scheme_that_failed_has_a_row_without_numbers(results):
     assert ["FM", "2", "3 of 100 samples are not finite", "", ""] in table.rows
 
 
+def test_a_training_without_a_record_leaves_its_cells_empty():
+    lost = {**result_of("FM", {100: 7.0}), "training": {}}
+    assert table_images.training_table([lost]).rows == [["FM", "0.0", "0.0", "unknown"]]
+
+
 def test_a_resumed_training_is_said_to_be_one(results):
     resumed = result_of("FM", {100: 7.0})
     resumed["training"]["straight"]["resumed_from"] = 10

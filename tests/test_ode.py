@@ -197,6 +197,11 @@ def test_an_array_of_evaluations_does_as_the_number_does(x, method):
     assert ode._count._cache_size() == compiled
 
 
+def test_an_unknown_method_is_named_for_arrays_too(x):
+    with pytest.raises(ValueError, match="unknown method 'leapfrog'; choose one of euler"):
+        ode.integrate(pendulum, 2.0, x, nfe=jnp.asarray(4), method="leapfrog")
+
+
 @all_methods
 def test_two_parts_do_as_the_whole(x, method):
     nfe = 4 * ode.STAGES[method]
