@@ -113,7 +113,10 @@ def make_table(results: Sequence[dict]) -> tables.Table:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(f"two runs have rows of {twice[0]}; a table has each method once")
+    # By method: results have them as they are drawn, by number of evaluations.
+    order = list(dict.fromkeys(method for method, _ in labels))
     rows = [flat_row(row) for result in results for row in result["rows"]]
+    rows.sort(key=lambda row: (order.index(row["method"]), row["nfe"]))
     references = [{"method": f"*{name}*", **scores} for name, scores in first["references"].items()]
     shown = [
         name
@@ -127,7 +130,8 @@ def make_table(results: Sequence[dict]) -> tables.Table:
     for row, cells in zip(rows, body, strict=False):
         cells[2] = row.get("failed", cells[2])
     title = f"{first['dataset']}, {first['num_samples']} samples, {first['device']['kind']}"
-    title += f", {first['config']['stepper']} steps"
+    commits = dict.fromkeys(result["commit"] for result in results)
+    title += f", {first['config']['stepper']} steps, commit {', '.join(commits)}"
     if first["dropped"]:
         title += f" (left out, as they miss a trap: {', '.join(first['dropped'])})"
     for name in INCEPTION if inception_setting(first, "split") else ():

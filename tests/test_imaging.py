@@ -309,6 +309,7 @@ def result_of(method, fds, **changes):
         "num_samples": 100,
         "classifier": "abc",
         "device": {"kind": "cpu"},
+        "commit": "123456789abc",
         "training": {"straight": {"seconds": took, "resumed_from": None, "device_memory_gb": 3.0}},
     }
 
@@ -328,17 +329,21 @@ def results(tmp_path):
 
 
 def test_table_has_a_row_for_each_method_and_count_and_drops_blind_metrics(results, tmp_path):
-    config = results(result_of("NSGF++", {10: 20.0, 60: 5.25}), result_of("FM", {100: 7.0}))
+    two_phases = result_of("NSGF++", {10: 20.0, 60: 5.25})
+    two_phases["rows"].insert(1, {**two_phases["rows"][0], "method": "NSGF"})
+    config = results(two_phases, result_of("FM", {100: 7.0}))
     table = table_images.main(config)
     assert table.header == ["method", "NFE", "FD ↓", "KD ↓", "s per 10k"]
     assert table.rows == [
         ["NSGF++", "10", "20", "2", "3"],
         ["NSGF++", "60", "5.25", "2", "3"],
+        ["NSGF", "10", "20", "2", "3"],
         ["FM", "100", "7", "2", "3"],
         ["*floor*", "", "2", "0", ""],
     ]
     text = (tmp_path / "table" / "table.md").read_text()
     assert "| FM | 100 | 7 | 2 | 3 |" in text and "miss a trap: recall" in text
+    assert "commit 123456789abc" in text
     assert "| FM | 2.5 | 0.5 | 1.0 | 3.0 |" in text
     assert (tmp_path / "table" / "table.tex").read_text().isascii()
     assert (tmp_path / "table" / "fd.png").stat().st_size > 5_000

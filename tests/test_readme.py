@@ -8,6 +8,8 @@ import statistics
 import numpy as np
 import pytest
 
+from experiments import table_images, tables
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments" / "results"
@@ -185,8 +187,87 @@ def test_rates_of_the_unet_are_the_records():
     assert f"At batch 128 it is {rate(128, 'images_per_second'):.1f} times" in text
     low, high = (1e3 * seconds for seconds in theirs[128]["fastest_slowest"])
     assert f"from {low:.0f} to {high:.0f} ms" in text
-    assert f"load {theirs[128]['load_before']:.1f} on" in text
     assert theirs[512]["seconds"] < 2 * theirs[128]["seconds"]
+
+
+METHODS = {"NSGF++": "nsgfpp", "NSGF": "nsgfpp", "OT-CFM": "ot-cfm", "FM": "fm"}
+
+
+def image_results(dataset):
+    """Records of the three runs on a data set."""
+    paths = [RESULTS / f"images-{dataset}-{method}.json" for method in ("nsgfpp", "ot-cfm", "fm")]
+    return [table_images.read(path) for path in paths]
+
+
+def distances(results):
+    """FD by method and number of evaluations."""
+    return {(row["method"], row["nfe"]): row["fd"] for result in results for row in result["rows"]}
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_image_tables_are_the_records(dataset):
+    results = image_results(dataset)
+    table_images.check_comparable(["nsgf++", "ot-cfm", "fm"], results)
+    made = [table_images.make_table(results), table_images.training_table(results)]
+    text = "\n".join(map(tables.markdown, made))
+    assert (RESULTS / f"table-{dataset}.md").read_text() == text
+    fd = distances(results)
+    for label, name in METHODS.items():
+        link = f"[{label}](experiments/results/images-{dataset}-{name}.json)"
+        shown = "its first phase alone (NSGF)" if label == "NSGF" else link
+        cells = [
+            f"{fd[label, nfe]:.3g}" if (label, nfe) in fd else ""
+            for nfe in (1, 2, 5, 10, 20, 60, 100)
+        ]
+        title = {"mnist": "MNIST", "fashion": "Fashion"}[dataset]
+        line = row(f"{title}, {shown}", cells).replace("|  |", "| |").replace("|  |", "| |")
+        assert line in README, label
+    assert f"{results[0]['references']['floor']['fd']:.2f} on" in README
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_image_records_hold_what_the_readme_claims(dataset):
+    results = image_results(dataset)
+    for result in results:
+        assert re.fullmatch(r"[0-9a-f]{12}", result["commit"])
+        assert result["num_samples"] == 10_000 and not result["config"]["smoke"]
+        assert all(pool["unconverged"] == 0 for pool in result.get("pools") or ())
+    fd = distances(results)
+    rivals = ("OT-CFM", "FM")
+    assert fd["NSGF++", 20] < min(fd[rival, 100] for rival in rivals)
+    for nfe in (5, 10):
+        assert fd["NSGF++", nfe] < min(fd[rival, nfe] for rival in rivals)
+    training = results[0]["training"]
+    assert all(record["resumed_from"] is None for record in training.values())
+    spent = {stage: record["seconds"] for stage, record in training.items()}
+    parts = [spent[stage][f"train {stage}"] for stage in spent] + [spent["velocity"]["pool"]]
+    text = re.sub(r"\s+", " ", README)
+    assert f"{sum(parts):.0f} s on {'MNIST' if dataset == 'mnist' else 'Fashion-MNIST'}" in text
+    assert f"{max(record['device_memory_gb'] for record in training.values()):.1f} GB" in text
+    compilation = f"{sum(seconds['compile'] for seconds in spent.values()):.0f}"
+    assert compilation in re.search(r"compilation (\d+ and \d+) s more", text)[1]
+
+
+def test_other_scores_of_digits_are_the_records():
+    rows = {(r["method"], r["nfe"]): r for found in image_results("mnist") for r in found["rows"]}
+    ours, theirs = rows["NSGF++", 60], rows["OT-CFM", 60]
+    pairs = {name: (ours[name], theirs[name]) for name in ("recall", "coverage", "precision")}
+    text = re.sub(r"\s+", " ", README)
+    for name, between in (("recall", " against OT-CFM's "), ("coverage", " against ")):
+        assert f"{name} ({pairs[name][0]:.2f}{between}{pairs[name][1]:.2f}" in text
+    assert f"precision ({pairs['precision'][0]:.2f} against {pairs['precision'][1]:.2f};" in text
+    seconds = [rows[method, 10]["seconds_per_10k"] for method in ("NSGF++", "OT-CFM")]
+    assert f"with 10 evaluations take {seconds[0]:.1f} s (the rivals' {seconds[1]:.2f})" in text
+
+
+def test_the_memory_of_cifar10_is_the_record():
+    record = json.loads((RESULTS / "cifar10-memory-h200.json").read_text())
+    config, training = record["config"], record["training"]
+    assert config["batch_size"] == 128 and config["channels"] == 128
+    steps = [config[f"{stage}_steps"] for stage in training]
+    peak = max(stage["device_memory_gb"] for stage in training.values())
+    text = re.sub(r"\s+", " ", README)
+    assert f"CIFAR-10 (batch 128) {peak:.1f} GB, measured over {sum(steps)} steps" in text
 
 
 @pytest.mark.parametrize("name", ["1000000-2", "100000-784"])
