@@ -30,7 +30,9 @@ def test_python_runs():
 
 def test_links_lead_to_files():
     links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    assert links
+    pictures = re.findall(r'<img src="([^"]+)"', README)
+    assert links and pictures
+    links += pictures
     for link in links:
         assert (ROOT / link).exists(), link
 
@@ -188,6 +190,9 @@ def test_rates_of_the_unet_are_the_records():
     low, high = (1e3 * seconds for seconds in theirs[128]["fastest_slowest"])
     assert f"from {low:.0f} to {high:.0f} ms" in text
     assert theirs[512]["seconds"] < 2 * theirs[128]["seconds"]
+    quarter = theirs[512]["seconds"] / 4
+    times = quarter / ours[128]["seconds"]
+    assert f"would be {1e3 * quarter:.0f} ms, {times:.1f} times ours" in text
 
 
 METHODS = {"NSGF++": "nsgfpp", "NSGF": "nsgfpp", "OT-CFM": "ot-cfm", "FM": "fm"}
