@@ -91,6 +91,7 @@ class Bench:
         settings = ours(self.config) if peer == "sinkflow" else mode
         row: dict[str, Any] = {"peer": peer, "setting": settings, "batch": batch}
         row |= {"commit": self.commit, "load_before": os.getloadavg()[0]}
+        row |= {"host_cores": os.cpu_count()}
         if time.time() > self.deadline:
             self.add({**row, "not_run": processes.SPENT})
             return
@@ -121,7 +122,6 @@ class Bench:
             "forward_flops": self.flops,
             "config": common.recorded(dataclasses.asdict(self.config)),
             "commit": self.commit,
-            "host_cores": os.cpu_count(),
         }
         common.write_json(self.path, record)
         return row

@@ -51,7 +51,7 @@ class Config:
     out: str = ""
     """Output folder; by default one under runs/, named after the data set."""
     smoke: bool = False
-    """Shrink the run to seconds, on generated images unless there is data_dir."""
+    """Shrink the run to seconds, on enlarged 8x8 digits unless there is data_dir."""
 
     SMOKE: ClassVar[dict] = {"train_steps": 200, "steps_per_call": 50, "checkpoint_every": 100}
     SELECTION: ClassVar[tuple[str, ...]] = ("data_dir", "ship")

@@ -35,7 +35,7 @@ class ImageConfig:
     By default all of the method; samples are drawn once all are there."""
     data_dir: str = ""
     """Folder with the published files; by default SINKFLOW_DATA, or else a download. Not for smoke
-    runs, whose images are generated."""
+    runs, whose images come with scikit-learn."""
     neighbours: float = 1.5
     """Effective number of target images among which a particle is averaged at the start of the
     flow; it decides epsilon. More than about 3, and the field learns averages."""
@@ -108,13 +108,14 @@ class ImageConfig:
     sample_batch: int = 2_000
     """Images generated side by side."""
     inception_weights: str = ""
-    """File with Inception weights for FID and IS by torch-fidelity; by default they are not run."""
+    """torch-fidelity's file weights-inception-2015-12-05-*.pth, for FID and IS; by default they are
+    not run."""
     seed: int = 0
     """Everything random follows from it."""
     out: str = ""
     """Output folder; by default one under runs/, named after the run."""
     smoke: bool = False
-    """Shrink the run to seconds, on generated images; its numbers then mean nothing."""
+    """Shrink the run to seconds, on enlarged 8x8 digits; its numbers then mean nothing."""
 
     SMOKE: ClassVar[dict] = {
         "num_particles": 32,
@@ -232,9 +233,10 @@ def check(config: ImageConfig) -> None:
         raise ValueError(
             f"pairs is {config.pairs!r}; {config.method} has its own, leave the setting away"
         )
-    if not 0 < config.phase_end <= 1:
+    two_phases = config.method == "nsgf++"
+    if two_phases and not 0 < config.phase_end <= 1:
         raise ValueError(f"phase_end is {config.phase_end}; geodesic time lies in (0, 1]")
-    if not 0 <= config.straight_start < config.phase_end:
+    if two_phases and not 0 <= config.straight_start < config.phase_end:
         raise ValueError(
             f"straight_start is {config.straight_start}; it lies in [0, phase_end), below "
             f"{config.phase_end}"

@@ -71,7 +71,7 @@ def main(config: ImageConfig) -> dict:
 
 
 def load(config: ImageConfig, split: str) -> images.Images:
-    """One split of the config's data set; a smoke run takes generated images."""
+    """One split of the config's data set; a smoke run takes enlarged 8x8 digits."""
     folder = "" if config.smoke else config.data_dir
     return judge.load(config.dataset, folder, split, smoke=config.smoke, shape=config.SHAPE)
 
@@ -146,7 +146,8 @@ def memory_ahead(config: ImageConfig, pixels) -> str:
     if config.pairing() != "independent":
         parts["pairs"] = 6 * particles * floats / GIGABYTE
     shown = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-    return f"memory ahead [GB]: {sum(parts.values()):.2f} and a training step's ({shown})"
+    total = sum(parts.values())
+    return f"memory ahead [GB]: at most {total:.2f} and a training step's ({shown})"
 
 
 def training_records(run: common.Run, config: ImageConfig) -> dict[str, dict]:
@@ -219,7 +220,8 @@ def noise(config, number: int) -> jax.Array:
 def judged(run, config, scheme: Scheme, score: Scorer) -> tuple[dict, np.ndarray | None]:
     """A row of the table and its images, from an earlier start if that drew the same.
 
-    A scheme whose samples are not all finite has a row that says so, and no images.
+    A scheme whose samples are not all finite has a row that says so, and no images. Where the
+    commit does not tell what code drew them, they are drawn again.
     """
     folder = run.out / "scores"
     folder.mkdir(exist_ok=True)
@@ -227,7 +229,8 @@ def judged(run, config, scheme: Scheme, score: Scorer) -> tuple[dict, np.ndarray
     drawn_with = {name: getattr(config, name) for name in DRAWN_WITH}
     drawn_with = {**drawn_with, "commit": run.commit}
     saved = json.loads(file.read_text()) if file.is_file() else {}
-    if saved.get("drawn_with") == drawn_with and samples_file(run, scheme).is_file():
+    same = saved.get("drawn_with") == drawn_with and not run.commit.endswith(("-dirty", "unknown"))
+    if same and samples_file(run, scheme).is_file():
         return saved["row"], load_samples(run, scheme)
     row = {"method": scheme.label, "nfe": scheme.nfe}
     pixels, seconds, failed = draw(run, config, scheme)
@@ -304,12 +307,13 @@ def draw_pictures(run, config, drawn: dict[str, np.ndarray], real, change) -> No
     columns = 10
     for name, pixels in drawn.items():
         path = folder / f"{slug(name).replace(', nfe ', '-')}.png"
-        plotting.save(plotting.image_grid({name: scaled(pixels[:SHOWN])}, columns), path)
+        shown = {f"{config.dataset}, {name}": scaled(pixels[:SHOWN])}
+        plotting.save(plotting.image_grid(shown, columns), path)
     if drawn:
         name, pixels = list(drawn.items())[-1]
-        shown = pixels[: 4 * columns]
-        nearest = real[metrics.nearest(judge.flat(shown), judge.flat(real))[1]]
-        pairs = {name: scaled(shown), "nearest training images": scaled(nearest)}
+        some = pixels[: 4 * columns]
+        nearest = real[metrics.nearest(judge.flat(some), judge.flat(real))[1]]
+        pairs = {name: scaled(some), "nearest training images": scaled(nearest)}
         plotting.save(plotting.image_grid(pairs, columns), folder / "neighbours.png")
     last = f"{LABELS['nsgf++']}, NFE {max(config.nfe)}"
     if change and last in drawn:

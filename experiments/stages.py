@@ -323,6 +323,7 @@ def learn(
             "resumed_from": part.resumed_from,
             "device_memory_gb": common.peak_memory(),
             "ema_decay": decay,
+            **run.circumstances(),
         }
         common.write_json(part.out / TRAINING, record)
     if part.resumed_from is not None:  # of a run in stages: steps of all stages together

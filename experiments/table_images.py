@@ -87,9 +87,12 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             for key in shared
             if result["config"][key] != first[key]
         ]
-        for what in ("classifier", "device"):
-            if result[what] != results[0][what]:
-                different.append(f"{what} {result[what]} instead of {results[0][what]}")
+        here, there = ({"classifier": r["classifier"], **machine(r)} for r in (result, results[0]))
+        different += [
+            f"{what} {here[what]} instead of {there[what]}"
+            for what in here
+            if here[what] != there[what]
+        ]
         for what in INCEPTION:
             here, there = (inception_setting(r, what) for r in (result, results[0]))
             if here != there:
@@ -99,6 +102,11 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             different.append(f"{total} optimiser steps instead of {wanted}")
         if different:
             raise ValueError(f"{name} cannot be compared with {names[0]}: {'; '.join(different)}")
+
+
+def machine(record: dict[str, Any]) -> dict[str, Any]:
+    """What times depend on; another number of the host's cores does not matter."""
+    return {"device": record["device"]["kind"], "device count": record["device"]["count"]}
 
 
 def inception_setting(result: dict[str, Any], name: str) -> Any:
@@ -122,13 +130,14 @@ def make_table(results: Sequence[dict]) -> tables.Table:
         name
         for name in HEADINGS
         if name not in first["dropped"] and any(name in row for row in rows)
-    ]
+    ] or ["fd"]  # where all failed
     body = [
         [row["method"], str(row.get("nfe", "")), *(cell(row, name) for name in shown)]
         for row in (*rows, *references)
     ]
     for row, cells in zip(rows, body, strict=False):
-        cells[2] = row.get("failed", cells[2])
+        if "failed" in row:
+            cells[2] = row["failed"]
     title = f"{first['dataset']}, {first['num_samples']} samples, {first['device']['kind']}"
     commits = dict.fromkeys(result["commit"] for result in results)
     title += f", {first['config']['stepper']} steps, commit {', '.join(commits)}"
@@ -140,25 +149,49 @@ def make_table(results: Sequence[dict]) -> tables.Table:
 
 
 def training_table(results: Sequence[dict]) -> tables.Table:
-    """What training took: seconds without compilation, a column for each stage of any method."""
+    """What training took: seconds without compilation, a column for each stage of any method.
+
+    A stage that was resumed has the seconds of its last start, and the step that this began with.
+    """
     stages = list(dict.fromkeys(stage for result in results for stage in result["training"]))
     header = ["run", *(f"{stage} [s]" for stage in stages), "pools [s]", "compilation [s]"]
     body = []
     for result in results:
         training = result["training"]
-        again = [stage for stage, record in training.items() if record["resumed_from"] is not None]
         seconds = {stage: record["seconds"] for stage, record in training.items()}
-        own = [
-            f"{seconds[stage][f'train {stage}']:.1f}" if stage in seconds else ""
-            for stage in stages
-        ]
+        own = [stage_cell(stage, training[stage]) if stage in training else "" for stage in stages]
         sums = [sum(s.get(what, 0.0) for s in seconds.values()) for what in ("pool", "compile")]
         cells = [*own, *(f"{value:.1f}" for value in sums)]
         peaks = [record["device_memory_gb"] for record in training.values()]
         known = peaks and None not in peaks
-        label = result["config"]["method"] + (f" (resumed: {', '.join(again)})" if again else "")
-        body.append([label, *cells, f"{max(peaks):.1f}" if known else "unknown"])
+        body.append(
+            [
+                f"{result['config']['method']}{elsewhere(result)}",
+                *cells,
+                f"{max(peaks):.1f}" if known else "unknown",
+            ]
+        )
     return tables.Table("Training", [*header, "device memory [GB]"], body)
+
+
+def stage_cell(stage: str, record: dict[str, Any]) -> str:
+    """Seconds of a stage's training."""
+    begin = record["resumed_from"]
+    return f"{record['seconds'][f'train {stage}']:.1f}" + (
+        "" if begin is None else f" from step {begin:,}"
+    )
+
+
+def elsewhere(result: dict[str, Any]) -> str:
+    """Says so if a stage was trained at another commit or device than the samples were drawn."""
+    own = f"{result['device']['kind']}, commit {result['commit']}"
+    found = {
+        f"{record['device']['kind']}, commit {record['commit']}"
+        for record in result["training"].values()
+        if "commit" in record
+    }
+    other = sorted(found - {own})
+    return f" (trained on {'; '.join(other)})" if other else ""
 
 
 def flat_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +214,7 @@ def draw(results: Sequence[dict]):
     counts = sorted({row["nfe"] for row in rows})
     axis.axhline(results[0]["references"]["floor"]["fd"], color="0.5", ls="--", label="real images")
     axis.set(xscale="log", yscale="log", xlabel="NFE", ylabel="Fréchet distance of features")
+    axis.set_title(results[0]["dataset"])
     axis.set_xticks(counts, map(str, counts))
     axis.set_xticks([], minor=True)
     axis.legend()

@@ -173,6 +173,12 @@ def test_clouds_larger_than_the_data_are_named(config):
     check_data(dataclasses.replace(config, method="fm"), 1)
 
 
+def test_a_rival_has_no_first_phase_to_check(config):
+    check(dataclasses.replace(config, method="fm", phase_end=0.3))
+    with pytest.raises(ValueError, match="straight_start is 0.4"):
+        check(dataclasses.replace(config, phase_end=0.3))
+
+
 def test_memory_ahead_counts_what_is_kept_by_hand(config):
     big = {"num_particles": 1000, "num_clouds": 10, "clouds_per_call": 5, "flow_steps": 5}
     pixels = np.zeros((1000, 784), np.uint8)
@@ -266,7 +272,8 @@ def test_samples_that_are_not_finite_have_a_row_that_says_so(config):
     assert row["failed"] in imaging.row_line(row)
 
 
-def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config):
+def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config, monkeypatch):
+    monkeypatch.setenv("SINKFLOW_COMMIT", "123456789abc")
     config = dataclasses.replace(config, num_samples=6, sample_batch=4)
     run, calls = common.Run(config), []
 
@@ -281,6 +288,18 @@ def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config)
     np.testing.assert_array_equal(pixels, same)
     imaging.judged(run, dataclasses.replace(config, num_samples=5), scheme, score)
     assert calls == [6, 5]
+
+
+@pytest.mark.parametrize("commit", ["123456789abc-dirty", "unknown"])
+def test_scores_of_code_that_no_commit_names_are_not_kept(config, monkeypatch, commit):
+    monkeypatch.setenv("SINKFLOW_COMMIT", commit)
+    config = dataclasses.replace(config, num_samples=6, sample_batch=4)
+    scheme = imaging.Scheme("NSGF", 2, lambda x: 0.5 * x)
+    scores = [
+        imaging.judged(common.Run(config), config, scheme, lambda pixels, fd=fd: {"fd": fd})[0]
+        for fd in (1.0, 2.0)
+    ]
+    assert [row["fd"] for row in scores] == [1.0, 2.0]
 
 
 # The table.
@@ -308,7 +327,7 @@ def result_of(method, fds, **changes):
         "dataset": "mnist",
         "num_samples": 100,
         "classifier": "abc",
-        "device": {"kind": "cpu"},
+        "device": {"kind": "cpu", "count": 1, "host_cores": 2},
         "commit": "123456789abc",
         "training": {"straight": {"seconds": took, "resumed_from": None, "device_memory_gb": 3.0}},
     }
@@ -361,10 +380,33 @@ def test_a_training_without_a_record_leaves_its_cells_empty():
     assert table_images.training_table([lost]).rows == [["FM", "0.0", "0.0", "unknown"]]
 
 
-def test_a_resumed_training_is_said_to_be_one(results):
+def test_a_table_of_failures_says_so(results):
+    broken = result_of("FM", {})
+    broken["rows"].append({"method": "FM", "nfe": 2, "failed": "3 of 100 samples are not finite"})
+    table = table_images.main(results(broken))
+    assert table.rows[0] == ["FM", "2", "3 of 100 samples are not finite"]
+    assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_a_resumed_training_is_said_to_be_one():
     resumed = result_of("FM", {100: 7.0})
-    resumed["training"]["straight"]["resumed_from"] = 10
-    assert table_images.training_table([resumed]).rows[0][0] == "FM (resumed: straight)"
+    resumed["training"]["straight"]["resumed_from"] = 1000
+    assert table_images.training_table([resumed]).rows[0][:2] == ["FM", "2.5 from step 1,000"]
+
+
+def test_a_training_on_another_device_is_said_to_be_one():
+    moved = result_of("FM", {100: 7.0})
+    moved["training"]["straight"] |= {"device": {"kind": "tpu"}, "commit": "abc"}
+    label = table_images.training_table([moved]).rows[0][0]
+    assert label == "FM (trained on tpu, commit abc)"
+    moved["training"]["straight"] |= {"device": {"kind": "cpu"}, "commit": moved["commit"]}
+    assert table_images.training_table([moved]).rows[0][0] == "FM"
+
+
+def test_hosts_may_differ_in_their_cores(results):
+    other = result_of("FM", {100: 7.0})
+    other["device"]["host_cores"] = 64
+    assert len(table_images.main(results(result_of("NSGF++", {10: 20.0}), other)).rows) == 3
 
 
 @pytest.mark.parametrize(

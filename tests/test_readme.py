@@ -186,7 +186,10 @@ def test_rates_of_the_unet_are_the_records():
     text = re.sub(r"\s+", " ", README)
     assert f"is {rate(512, 'images_per_second'):.1f} times torchcfm's rate of training" in text
     assert f"and {rate(512, 'sampled_per_second'):.1f} times that of sampling" in text
-    assert f"At batch 128 it is {rate(128, 'images_per_second'):.1f} times" in text
+    assert f"on the host) it is {rate(128, 'images_per_second'):.1f} times" in text
+    assert len({row["commit"] for row in (ours[128], theirs[128])}) == 1
+    assert f"{theirs[128]['host_cores']} cores" in text
+    assert f"less than the {theirs[128]['compile_seconds']:.0f} s that" in text
     low, high = (1e3 * seconds for seconds in theirs[128]["fastest_slowest"])
     assert f"from {low:.0f} to {high:.0f} ms" in text
     assert theirs[512]["seconds"] < 2 * theirs[128]["seconds"]
@@ -219,7 +222,7 @@ def test_image_tables_are_the_records(dataset):
     fd = distances(results)
     for label, name in METHODS.items():
         link = f"[{label}](experiments/results/images-{dataset}-{name}.json)"
-        shown = "its first phase alone (NSGF)" if label == "NSGF" else link
+        shown = "its Sinkhorn velocity alone (NSGF)" if label == "NSGF" else link
         cells = [
             f"{fd[label, nfe]:.3g}" if (label, nfe) in fd else ""
             for nfe in (1, 2, 5, 10, 20, 60, 100)
@@ -253,15 +256,30 @@ def test_image_records_hold_what_the_readme_claims(dataset):
     assert compilation in re.search(r"compilation (\d+ and \d+) s more", text)[1]
 
 
-def test_other_scores_of_digits_are_the_records():
-    rows = {(r["method"], r["nfe"]): r for found in image_results("mnist") for r in found["rows"]}
-    ours, theirs = rows["NSGF++", 60], rows["OT-CFM", 60]
-    pairs = {name: (ours[name], theirs[name]) for name in ("recall", "coverage", "precision")}
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_other_scores_of_images_are_the_records(dataset):
+    results = image_results(dataset)
+    rows = {(row["method"], row["nfe"]): row for result in results for row in result["rows"]}
+    title = {"mnist": "MNIST", "fashion": "Fashion"}[dataset]
+    shown = {name: rows[name, 60] for name in ("NSGF++", "OT-CFM")}
+    shown["*real*"] = results[0]["references"]["floor"]
+    columns = ("precision", "recall", "coverage", "class_tv")
+    for name, scores in shown.items():
+        cells = [*(f"{scores[column]:.3f}" for column in columns), f"{scores['nearest']:.2f}"]
+        assert row(f"{title}, {name}", cells) in README, name
+    traps = [results[0]["references"][name]["fd"] for name in ("gaussian", "shuffled")]
     text = re.sub(r"\s+", " ", README)
-    for name, between in (("recall", " against OT-CFM's "), ("coverage", " against ")):
-        assert f"{name} ({pairs[name][0]:.2f}{between}{pairs[name][1]:.2f}" in text
-    assert f"precision ({pairs['precision'][0]:.2f} against {pairs['precision'][1]:.2f};" in text
+    (found,) = re.findall(
+        r"fitted to the images (\d+) and (\d+), shuffled pixels (\d+) and (\d+)", text
+    )
+    assert [f"{trap:.0f}" for trap in traps] == list(found[dataset == "fashion" :: 2])
+    assert results[0]["dropped"] == ["precision"]
+
+
+def test_samples_take_as_long_as_the_records_say():
+    rows = {(r["method"], r["nfe"]): r for found in image_results("mnist") for r in found["rows"]}
     seconds = [rows[method, 10]["seconds_per_10k"] for method in ("NSGF++", "OT-CFM")]
+    text = re.sub(r"\s+", " ", README)
     assert f"with 10 evaluations take {seconds[0]:.1f} s (the rivals' {seconds[1]:.2f})" in text
 
 
@@ -272,7 +290,9 @@ def test_the_memory_of_cifar10_is_the_record():
     steps = [config[f"{stage}_steps"] for stage in training]
     peak = max(stage["device_memory_gb"] for stage in training.values())
     text = re.sub(r"\s+", " ", README)
-    assert f"CIFAR-10 (batch 128) {peak:.1f} GB, measured over {sum(steps)} steps" in text
+    assert f"CIFAR-10 (batch 128) takes {peak:.1f} GB, measured over {sum(steps)} steps" in text
+    announced = float(re.findall(r"[0-9.]+", record["memory_ahead"])[0])
+    assert f"at most {announced:.1f} GB and a" in text and peak < announced
 
 
 @pytest.mark.parametrize("name", ["1000000-2", "100000-784"])
