@@ -276,6 +276,36 @@ def test_other_scores_of_images_are_the_records(dataset):
     assert results[0]["dropped"] == ["precision"]
 
 
+def test_stored_and_refreshed_pools_are_the_records():
+    stored, refreshed = (
+        table_images.read(RESULTS / f"images-cpu-{name}.json") for name in ("stored", "refreshed")
+    )
+    assert [len(record["pools"]) for record in (stored, refreshed)] == [1, 10]
+    settings = [
+        {name: value for name, value in record["config"].items() if name != "refresh_every"}
+        for record in (stored, refreshed)
+    ]
+    assert settings[0] == settings[1]
+    velocities, both = (
+        [distances([record])[label, 10] for record in (stored, refreshed)]
+        for label in ("NSGF", "NSGF++")
+    )
+    text = re.sub(r"\s+", " ", README)
+    assert f"is {velocities[0]:.1f} with one pool and {velocities[1]:.1f} with ten" in text
+    assert f"NSGF++'s {both[0]:.1f} and {both[1]:.1f};" in text
+    spent = [record["training"]["velocity"]["seconds"] for record in (stored, refreshed)]
+    pools, training = ([took[name] for took in spent] for name in ("pool", "train velocity"))
+    assert f"took {pools[0]:.0f} and {pools[1]:.0f} s beside" in text
+    assert f"beside {training[0]:,.0f} and {training[1]:,.0f} s of training" in text
+    config = stored["config"]
+    rows = config["num_clouds"] * config["num_particles"] * config["flow_steps"]
+    assert round(config["velocity_steps"] * config["batch_size"] / rows) == 5
+    large = image_results("mnist")[0]
+    took = large["training"]["velocity"]["seconds"]
+    whole = took["pool"] + took["train velocity"]
+    assert f"costs {took['pool']:.0f} of the velocity's {whole:.0f} s" in text
+
+
 def test_samples_take_as_long_as_the_records_say():
     rows = {(r["method"], r["nfe"]): r for found in image_results("mnist") for r in found["rows"]}
     seconds = [rows[method, 10]["seconds_per_10k"] for method in ("NSGF++", "OT-CFM")]
