@@ -87,16 +87,12 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             for key in shared
             if result["config"][key] != first[key]
         ]
-        here, there = ({"classifier": r["classifier"], **machine(r)} for r in (result, results[0]))
+        here, there = judged_by(result), judged_by(results[0])
         different += [
             f"{what} {here[what]} instead of {there[what]}"
             for what in here
             if here[what] != there[what]
         ]
-        for what in INCEPTION:
-            here, there = (inception_setting(r, what) for r in (result, results[0]))
-            if here != there:
-                different.append(f"Inception's {what} {here} instead of {there}")
         total, wanted = (sum(config[key] for key in steps) for config in (result["config"], first))
         if total != wanted:
             different.append(f"{total} optimiser steps instead of {wanted}")
@@ -104,9 +100,14 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             raise ValueError(f"{name} cannot be compared with {names[0]}: {'; '.join(different)}")
 
 
-def machine(record: dict[str, Any]) -> dict[str, Any]:
-    """What times depend on; another number of the host's cores does not matter."""
-    return {"device": record["device"]["kind"], "device count": record["device"]["count"]}
+def judged_by(result: dict[str, Any]) -> dict[str, Any]:
+    """What its scores and times depend on; the number of the host's cores is not of it."""
+    return {
+        "classifier": result["classifier"],
+        "device": result["device"]["kind"],
+        "device count": result["device"]["count"],
+        **{f"Inception's {what}": inception_setting(result, what) for what in INCEPTION},
+    }
 
 
 def inception_setting(result: dict[str, Any], name: str) -> Any:

@@ -403,6 +403,17 @@ def test_a_training_on_another_device_is_said_to_be_one():
     assert table_images.training_table([moved]).rows[0][0] == "FM"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"kind": "tpu"}, "device tpu instead of cpu"), ({"count": 2}, "device count 2 instead of 1")],
+)
+def test_times_on_other_devices_are_refused(results, change, message):
+    other = result_of("FM", {100: 7.0})
+    other["device"] |= change
+    with pytest.raises(ValueError, match=message):
+        table_images.main(results(result_of("NSGF++", {10: 20.0}), other))
+
+
 def test_hosts_may_differ_in_their_cores(results):
     other = result_of("FM", {100: 7.0})
     other["device"]["host_cores"] = 64
