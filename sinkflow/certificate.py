@@ -5,8 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import kernel
+from sinkflow import costs, kernel
 from sinkflow.types import Array, Bool, Float, Int, Scalar
+
+# Mean rounding of the exponents (f + g - C) / epsilon that a certificate puts up with: to first
+# order it is the L1 error [mass] of the plan that no marginal shows.
+RESOLVED = 1e-2
+SMALL = 0.3  # exponents below which e^z - 1 - z and its like are taken from their series
 
 
 class SinkhornOutput(NamedTuple):
@@ -16,6 +21,10 @@ class SinkhornOutput(NamedTuple):
     constant; the plan is pi_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon). ``value`` is the
     regularised cost W_epsilon [length^2]. ``marginal_error`` is the larger of the two L1
     errors of that plan's marginals [mass, total 1], measured on the returned potentials.
+
+    ``converged`` says that the marginal error is within the threshold, that everything returned is
+    finite, and that the dtype resolves the plan: the mean over the plan of the rounding of
+    (f_i + g_j - C_ij) / epsilon is at most 0.01.
 
     What the plan is like: ``entropy`` is 1 - KL(pi | a x b) / min(H(a), H(b)), from 0 (each point
     of the cloud with the smaller entropy determines its partner's) to 1 (the product plan);
@@ -44,23 +53,63 @@ def certify(cost: kernel.Cost, f, g, epsilon, a, b, threshold, num_iterations) -
 
     def row_fn(row, f_i):
         exponent = kernel.log_density(row, f_i, g, epsilon)
-        masses = b * jnp.exp(exponent)
-        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2)
+        density = jnp.exp(exponent)
+        masses = b * density
+        gap = jnp.sum(b * bregman(exponent, density))
+        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2), gap
 
     def column_fn(column, g_j):
         return jnp.sum(a * jnp.exp(kernel.log_density(column, g_j, f, epsilon)))
 
-    sums, information, squares = kernel.map_rows(row_fn, cost, f)
+    sums, information, squares, gaps = kernel.map_rows(row_fn, cost, f)
     column_sums = kernel.map_rows(column_fn, cost.transposed, g)
-    errors = jnp.sum(a * jnp.abs(sums - 1)), jnp.sum(b * jnp.abs(column_sums - 1))
-    error, mass = jnp.maximum(*errors), jnp.sum(a * sums)
-    # Minus epsilon (mass - 1): the dual objective, second order in the marginal error.
-    value = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * (mass - 1)
+    error = marginal_error(a, sums - 1, b, column_sums - 1)
+    value = _value(cost, f, g, epsilon, a, b, jnp.sum(a * sums) - 1, jnp.sum(a * gaps))
     k = min(a.shape[0], b.shape[0])
     row = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
     diagonal = jnp.exp(kernel.log_density(row, f[:k], g[:k], epsilon))
     qualities = describe(sums, information, squares, diagonal, a, b)
-    return SinkhornOutput(f, g, value, error, num_iterations, error <= threshold, *qualities)
+    out = SinkhornOutput(f, g, value, error, num_iterations, error <= threshold, *qualities)
+    return doubted(out, epsilon, a, b, costs.mean_of_centred(cost.x, cost.y, a, b))
+
+
+def marginal_error(a, excess, b, column_excess) -> Scalar:
+    """The larger L1 error [mass] from what the marginal densities have above 1."""
+    return jnp.maximum(jnp.sum(jnp.abs(a * excess)), jnp.sum(jnp.abs(b * column_excess)))
+
+
+def doubted(out: SinkhornOutput, epsilon, a, b, mean_cost) -> SinkhornOutput:
+    """The output, not converged where it is not finite or the dtype does not resolve the plan.
+
+    ``mean_cost`` [length^2] stands for what rounds the costs. f + g = C where the plan has mass,
+    so that the means of |f| and |g| bound those of the exponents' terms.
+    """
+    terms = jnp.sum(a * jnp.abs(out.f)) + jnp.sum(b * jnp.abs(out.g)) + mean_cost
+    rounding = 0.5 * jnp.finfo(terms.dtype).eps * terms / epsilon
+    floats = (leaf for leaf in out if jnp.issubdtype(leaf.dtype, jnp.floating))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+    return out._replace(converged=out.converged & (rounding <= RESOLVED) & finite)
+
+
+def bregman(exponent, density):
+    """e^z - 1 - z of exponents z with their exponentials, without cancellation near 0."""
+    small = jnp.abs(exponent) < SMALL
+    near = jnp.where(small, exponent, 0.0)
+    series = near**2 * (1 / 2 + near * (1 / 6 + near * (1 / 24 + near / 120)))
+    return jnp.where(small, series, density - 1 - exponent)
+
+
+def _value(cost, f, g, epsilon, a, b, excess, gap):
+    r"""The dual objective, second order in the marginal error, in the form that rounds least.
+
+    :math:`\langle a, f\rangle + \langle b, g\rangle - \varepsilon(\text{mass} - 1)` loses its
+    digits where epsilon exceeds the costs, since the mass has a rounding. With z the exponents it
+    equals :math:`\langle ab, C\rangle - \varepsilon\langle ab, e^z - 1 - z\rangle`, which loses
+    them where epsilon is small, since both terms are then far above it.
+    """
+    mean = costs.mean_of_centred(cost.x, cost.y, a, b)
+    dual = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * excess
+    return jnp.where(epsilon > mean, mean - epsilon * gap, dual)
 
 
 def describe(sums, information, squares, diagonal, a, b) -> tuple[Scalar, Scalar, Scalar]:
@@ -72,5 +121,5 @@ def describe(sums, information, squares, diagonal, a, b) -> tuple[Scalar, Scalar
     least = jnp.minimum(*(-jnp.sum(jax.scipy.special.xlogy(w, w)) for w in (a, b)))
     entropy = 1 - jnp.sum(a * information) / jnp.where(least > 0, least, jnp.inf)
     k = diagonal.shape[0]
-    neighbours = jnp.sum(a * sums**2 / squares)
-    return jnp.clip(entropy, 0, 1), neighbours, jnp.sum(a[:k] * b[:k] * diagonal)
+    rows = sums**2 / jnp.where(squares > 0, squares, 1)
+    return jnp.clip(entropy, 0, 1), costs.mean(a, rows), jnp.sum(a[:k] * b[:k] * diagonal)

@@ -1,16 +1,72 @@
-"""Ground costs between particles."""
+"""Ground costs between particles, and clouds moved to their means."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sinkflow.types import Array, Float, ScalarLike
+from sinkflow import inputs
+from sinkflow.types import Array, Float, Scalar
 
 # Up to this dimension coordinate differences cost less than a matrix product and do not cancel.
 MAX_DIFFERENCE_DIM = 5
+FAR = 1e12  # coordinates of points without mass are cut off here, so that no cost overflows
 
 
-@jax.jit
+class Centred(NamedTuple):
+    r"""Two clouds, each moved so that its weighted mean is the origin.
+
+    With ``mean`` that of x and ``shift`` the vector :math:`\delta` from the mean of y to it, the
+    costs of the clouds as they were are
+
+    .. math:: C_{ij} = C'_{ij} + \langle x'_i - y'_j, \delta\rangle + \tfrac12\|\delta\|^2,
+
+    so that the plan is the same, and potentials differ by ``of_x`` [n] (f - f') and ``of_y``
+    [m] (g - g') [length^2]. ``constant`` is what the transport cost has beyond that of x' and y'.
+    """
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    mean: Float[Array, "d"]
+    shift: Float[Array, "d"]
+    of_x: Float[Array, "n"]
+    of_y: Float[Array, "m"]
+    constant: Scalar
+
+
+def centred(x, y, a, b) -> Centred:
+    """The clouds at their means; points without mass move along and decide nothing."""
+    (x, mean_x), (y, mean_y) = _at_mean(x, a), _at_mean(y, b)
+    shift = mean_x - mean_y
+    of_x, of_y = _dot(x, shift) + 0.5 * jnp.sum(shift**2), -_dot(y, shift)
+    return Centred(x, y, mean_x, shift, of_x, of_y, mean(a, of_x) + mean(b, of_y))
+
+
+def _at_mean(cloud, weights):
+    massive = weights[:, None] > 0
+    centre = jnp.zeros(cloud.shape[1], cloud.dtype)
+    moved = cloud
+    for _ in range(2):  # the second mean is what the first, rounded far from the origin, missed
+        step = _dot(jnp.where(massive, moved, 0).T, weights)
+        centre, moved = centre + step, moved - step[None]
+    return jnp.where(massive, moved, jnp.clip(moved, -FAR, FAR)), centre
+
+
+def mean(weights, values):
+    """Weighted mean; 0 times what a point without mass has, be it infinite, is 0."""
+    return jnp.sum(weights * jnp.where(weights > 0, values, 0))
+
+
+def mean_of_centred(x, y, a, b) -> Scalar:
+    """Mean cost of two clouds whose weighted means are the origin [length^2]."""
+    clouds = (a, x), (b, y)
+    return 0.5 * sum(mean(weights, jnp.sum(cloud**2, axis=1)) for weights, cloud in clouds)
+
+
+def _dot(matrix, vector):
+    return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
+
+
 def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     r"""Half squared Euclidean cost, :math:`C_{ij} = \tfrac12\|x_i - y_j\|^2`.
 
@@ -19,7 +75,7 @@ def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
       y: target particles [length].
 
     Returns:
-      The cost matrix [length^2], non-negative.
+      The cost matrix [length^2], non-negative, in the clouds' common dtype, float32 at least.
 
     Raises:
       ValueError: if ``x`` and ``y`` are not clouds ``[n, d]`` and ``[m, d]``.
@@ -28,47 +84,25 @@ def squared_euclidean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
       Up to d = 5 the differences are formed directly. Above, the square is
       expanded around the mean of ``y``, so that clouds far from the origin keep
       their digits, and the matrix product runs in full float32 (accelerators
-      otherwise round its inputs).
+      otherwise round its inputs). Then one point far from all others costs the others digits.
     """
-    check_clouds(x, y)
+    return _squared_euclidean(*inputs.as_clouds(x, y))
+
+
+@jax.jit
+def _squared_euclidean(x, y):
+    if x.shape[1] > MAX_DIFFERENCE_DIM:
+        centre = jnp.mean(y, axis=0, keepdims=True)
+        x, y = x - centre, y - centre
+    return between_centred(x, y)
+
+
+@jax.jit
+def between_centred(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """:func:`squared_euclidean` of clouds that are near the origin already."""
     if x.shape[1] <= MAX_DIFFERENCE_DIM:
         columns = ((x[:, k, None] - y[None, :, k]) ** 2 for k in range(x.shape[1]))
         return 0.5 * sum(columns, start=jnp.zeros((x.shape[0], y.shape[0]), x.dtype))
-    centre = jnp.mean(y, axis=0, keepdims=True)
-    x, y = x - centre, y - centre
     product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     half_squares = 0.5 * (jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :])
     return jnp.maximum(half_squares - product, 0.0)
-
-
-def check_clouds(x, y, names: tuple[str, str] = ("x", "y")) -> None:
-    """Raises ValueError unless both are non-empty ``[points, d]`` arrays of one dimension."""
-    for name, cloud in zip(names, (x, y), strict=True):
-        if jnp.ndim(cloud) != 2:
-            raise ValueError(f"{name} has shape {jnp.shape(cloud)}; a cloud is [points, dimension]")
-        if 0 in jnp.shape(cloud):
-            raise ValueError(f"{name} has shape {jnp.shape(cloud)}: the cloud is empty")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"{names[0]} and {names[1]} differ in dimension: {x.shape} and {y.shape}")
-
-
-def check_weights(name: str, weights, count: int) -> None:
-    """Raises ValueError unless ``weights`` [count] are a distribution (if traced: its shape)."""
-    if jnp.shape(weights) != (count,):
-        raise ValueError(f"{name} has shape {jnp.shape(weights)}; there are {count} points")
-    if isinstance(weights, jax.core.Tracer):
-        return
-    values = np.asarray(weights, np.float64)
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong.any():
-        raise ValueError(f"{name} contains {values[wrong][0]}; weights are finite, non-negative")
-    if abs(values.sum() - 1) > 1e-3:
-        raise ValueError(f"{name} sums to {values.sum()}; weights sum to 1")
-
-
-def check_positive(name: str, value: ScalarLike) -> None:
-    """Raises ValueError unless ``value`` is traced or positive and finite."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not np.all((np.asarray(value) > 0) & np.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be positive and finite")

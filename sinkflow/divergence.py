@@ -1,19 +1,23 @@
 """Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
 
+import functools
 from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, kernel
+from sinkflow import costs, inputs, kernel
 from sinkflow.certificate import SinkhornOutput
 from sinkflow.gradients import Problem
 from sinkflow.sinkhorn import (
+    STATIC,
+    as_given,
+    check_limits,
     check_problem,
-    sinkhorn,
-    sinkhorn_self,
+    iterations_to_unroll,
     solve,
     solve_self,
+    unroll,
 )
 from sinkflow.types import Array, Bool, Float, Int, PRNGKey, Scalar, ScalarLike
 
@@ -31,9 +35,14 @@ class Limits(TypedDict):
 class VelocityInfo(NamedTuple):
     """The two solves behind one velocity: their worse error, and each one's output.
 
-    ``xy`` is cloud to target, ``xx`` cloud to its self reference. ``neighbours`` is the
-    effective number of targets a particle is sent to, mean of 1 / sum_j pi~_ij^2 over
-    particles, with pi~ the row-normalised plan (1: a matching, m: everything averaged).
+    ``xy`` is cloud to target, ``xx`` cloud to its self reference. ``converged`` is that of the
+    velocity: both solves met their thresholds and no velocity is NaN. Between clouds far apart
+    ``xy.converged`` may be False beside it, see :class:`sinkflow.SinkhornOutput`: then the
+    returned potentials have lost digits that the velocity, from centred ones, has.
+
+    ``neighbours`` is the effective number of targets a particle is sent to, mean of
+    1 / sum_j pi~_ij^2 over particles by their weights, with pi~ the row-normalised plan
+    (1: a matching, m: everything averaged).
     """
 
     converged: Bool[Array, ""]
@@ -43,7 +52,6 @@ class VelocityInfo(NamedTuple):
     xx: SinkhornOutput
 
 
-@jax.jit
 def barycentric_map(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -61,20 +69,28 @@ def barycentric_map(
       y: target particles [length].
       g: their potential [length^2], from :func:`sinkflow.sinkhorn`.
       epsilon: the regularisation ``g`` was solved with [length^2].
-      b: target weights, sum 1; default uniform.
+      b: target weights, sum 1; default uniform. Zeros are allowed.
 
     Returns:
       The images [n, d] [length] and each point's effective number of neighbours
-      1 / sum_j pi~_ij^2 [n].
+      1 / sum_j pi~_ij^2 [n], in the dtype of ``x``.
+
+    Raises:
+      ValueError: wrong shapes; outside a trace also epsilon <= 0 and weights that are
+        negative, not finite or do not sum to 1. Traced ones give NaN.
+
+    Numerics:
+      Each row is computed for itself, from the targets around their weighted mean: no point is
+      less exact because of another one, or because the clouds are far from the origin.
 
     Source:
       Peyre and Cuturi 2019, arXiv:1803.00567, remark 4.11; METHOD: T_xy.
     """
-    weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
-    return _project(kernel.Cost(x, y, None), g, epsilon, weights)
+    dtype = inputs.returned_dtype(x)
+    images, neighbours = _barycentric_map(*_plan_rows(x, y, g, epsilon, b))
+    return images.astype(dtype), neighbours.astype(dtype)
 
 
-@jax.jit
 def draw_partners(
     key: PRNGKey,
     x: Float[Array, "n d"],
@@ -91,13 +107,69 @@ def draw_partners(
     Source:
       Minibatch couplings: Tong et al. 2024, arXiv:2302.00482, sec. 3.3.
     """
-    weights = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype) if b is None else b
+    return _draw_partners(key, *_plan_rows(x, y, g, epsilon, b))
 
-    def row_fn(row, key):
-        return jax.random.categorical(key, (g - row) / epsilon + jnp.log(weights))
 
-    cost = kernel.Cost(x, y, None)
-    return kernel.map_rows(row_fn, cost, jax.random.split(key, x.shape[0]))
+def _plan_rows(x, y, g, epsilon, b):
+    """The arguments of :func:`barycentric_map` as arrays of one dtype."""
+    x, y, epsilon, _, b = check_problem(x, y, epsilon, None, b)
+    g = inputs.as_potential("g", g, y, "y")
+    if g is None:
+        raise ValueError("g is None; the potential of y is needed, for example out.g of a solve")
+    return x, y, g, epsilon, b
+
+
+@jax.jit
+def _barycentric_map(x, y, g, epsilon, b):
+    near, y, g, beyond, weights, centre = _around_targets(x, y, g, b)
+    epsilon = inputs.positive(epsilon)
+
+    def row_fn(row, beyond):
+        return _projection(_logits(row, beyond, y, g, epsilon, weights), y)
+
+    images, neighbours = kernel.map_rows(row_fn, kernel.Cost(near, y, None), beyond)
+    return images + centre[None], neighbours
+
+
+@jax.jit
+def _draw_partners(key, x, y, g, epsilon, b):
+    near, y, g, beyond, weights, _ = _around_targets(x, y, g, b)
+    epsilon = inputs.positive(epsilon)
+
+    def row_fn(row, beyond, key):
+        return jax.random.categorical(key, _logits(row, beyond, y, g, epsilon, weights))
+
+    keys = jax.random.split(key, x.shape[0])
+    return kernel.map_rows(row_fn, kernel.Cost(near, y, None), beyond, keys)
+
+
+def _around_targets(x, y, g, b):
+    """Clouds around the targets' mean, x cut off at their radius, and what that cuts off.
+
+    With x = near + beyond, the costs are those of ``near`` minus <beyond, y_j>, up to a constant
+    of each row: so a point far away does not round what tells its targets apart.
+    """
+    weights = inputs.distribution(b, y)
+    moved = costs.centred(y, y, weights, weights)
+    centre = moved.mean
+    x, y = x - centre[None], moved.x
+    radius = jnp.sqrt(jnp.max(jnp.where(weights > 0, jnp.sum(y**2, axis=1), 0)))
+    length = jnp.sqrt(jnp.sum(x**2, axis=1))
+    share = jnp.where(length > radius, radius / jnp.where(length > radius, length, 1), 1)
+    near = share[:, None] * x
+    return near, y, jnp.where(weights > 0, g, 0), x - near, weights, centre
+
+
+def _logits(row, beyond, y, g, epsilon, weights):
+    """Logarithms of a row of the plan, up to a constant, from its costs."""
+    inner = jnp.matmul(y, beyond, precision=jax.lax.Precision.HIGHEST)
+    return (g + inner - row) / epsilon + jnp.log(weights)
+
+
+def _projection(logits, y):
+    """Mean of y by one row of a plan, and its number of neighbours."""
+    plan = jax.nn.softmax(logits)
+    return jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
 
 
 @jax.jit
@@ -105,8 +177,7 @@ def _project(cost: kernel.Cost, g, epsilon, weights):
     """Images of ``cost.x`` and their numbers of neighbours."""
 
     def row_fn(row):
-        plan = jax.nn.softmax((g - row) / epsilon + jnp.log(weights))
-        return jnp.matmul(plan, cost.y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
+        return _projection((g - row) / epsilon + jnp.log(weights), cost.y)
 
     return kernel.map_rows(row_fn, cost)
 
@@ -157,49 +228,74 @@ def sinkhorn_velocity(
       Zhu et al., arXiv:2401.14069, eq. for the empirical velocity; the independent
       reference cloud: arXiv:2605.11755.
     """
-    x, y, a, b = check_problem(x, y, epsilon, a, b)
-    if self_cloud is not None:
-        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
-    costs.check_positive("threshold", threshold)
-    # The difference of two images keeps its digits only near the origin.
-    centre = jnp.mean(y, axis=0, keepdims=True)
-    x, y = x - centre, y - centre
-    epsilon = jnp.asarray(epsilon, x.dtype)
-    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
-    towards_target, neighbours, xy = _images(Problem(x, y, epsilon, a, b), xy_init, limits)
+    dtype = inputs.returned_dtype(x)
+    x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
+    other = as_self_cloud(self_cloud, x)
+    limits = check_limits(threshold, max_iterations, x.dtype)
+    xy_init = inputs.as_potential("xy_init", xy_init, y, "y")
+    name = "x" if other is None else "self_cloud"
+    xx_init = inputs.as_potential("xx_init", xx_init, x if other is None else other, name)
+    kernel.check_storage(storage)
+    velocity, info = _velocity(x, y, epsilon, a, b, other, xy_init, xx_init, *limits, storage)
+    return velocity.astype(dtype), info
+
+
+def as_self_cloud(self_cloud, x):
+    """The second cloud in the dtype of the first, or None."""
     if self_cloud is None:
-        towards_self, xx = _self_images(Problem(x, x, epsilon, a, a), xx_init, limits)
+        return None
+    return inputs.as_clouds(x, self_cloud, ("x", "self_cloud"))[1].astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="storage")
+def _velocity(
+    x, y, epsilon, a, b, other, xy_init, xx_init, threshold, max_iterations, storage
+) -> tuple[Array, VelocityInfo]:
+    a, b, epsilon = inputs.distribution(a, x), inputs.distribution(b, y), inputs.positive(epsilon)
+    limits = threshold, max_iterations, storage
+    towards_target, neighbours, xy, xy_given = _images(x, y, epsilon, a, b, xy_init, limits)
+    if other is None:
+        towards_self, xx = _self_images(x, epsilon, a, xx_init, limits)
+        xx_given = xx
     else:
-        other = jnp.asarray(self_cloud, x.dtype) - centre
-        masses = jnp.full(other.shape[0], 1 / other.shape[0], x.dtype)
-        problem = Problem(x, other, epsilon, a, masses)
-        towards_self, _, xx = _images(problem, xx_init, limits)
+        uniform = inputs.distribution(None, other)
+        towards_self, _, xx, xx_given = _images(x, other, epsilon, a, uniform, xx_init, limits)
+    # Both images are relative to x, and keep their digits far from the origin.
+    velocity = towards_target - towards_self
     info = VelocityInfo(
-        xy.converged & xx.converged,
+        xy.converged & xx.converged & jnp.all(jnp.isfinite(velocity)),
         jnp.maximum(xy.marginal_error, xx.marginal_error),
-        jnp.mean(neighbours),
-        xy,
-        xx,
+        costs.mean(a, neighbours),
+        xy_given,
+        xx_given,
     )
-    return towards_target - towards_self, info
+    return velocity, info
 
 
-def _images(problem: Problem, g_init, limits):
-    """Where a solve sends x, on one cost matrix for the solve and the projection."""
-    x, y, epsilon, _, b = problem
-    storage = kernel.storage_for(limits["storage"], x.shape[0], y.shape[0], x.dtype)
-    cost = kernel.make_cost(x, y, storage)
-    out = solve(problem, cost, g_init, **{**limits, "storage": storage})
+def _images(x, y, epsilon, a, b, g_init, limits):
+    """Where a solve sends x, seen from the mean of x; the solve as it was made, and as given.
+
+    One cost matrix serves the solve and the projection.
+    """
+    threshold, max_iterations, storage = limits
+    moved = costs.centred(x, y, a, b)
+    problem = Problem(moved.x, moved.y, epsilon, a, b)
+    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    cost = kernel.make_cost(moved.x, moved.y, storage)
+    init = None if g_init is None else g_init - moved.of_y
+    out = solve(problem, cost, init, threshold, max_iterations, storage=storage)
     images, neighbours = _project(cost, out.g, epsilon, b)
-    return images, neighbours, out
+    return images - moved.shift[None], neighbours, out, as_given(out, moved, problem)
 
 
-def _self_images(problem: Problem, f_init, limits):
+def _self_images(x, epsilon, a, f_init, limits):
     """The same for a cloud and itself, which the identity plan leaves where it is."""
-    x, _, epsilon, a, _ = problem
-    storage = kernel.storage_for(limits["storage"], x.shape[0], x.shape[0], x.dtype)
+    threshold, max_iterations, storage = limits
+    x = costs.centred(x, x, a, a).x
+    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
     cost = kernel.make_cost(x, x, storage)
-    out = solve_self(problem, cost, f_init, **{**limits, "storage": storage})
+    problem = Problem(x, x, epsilon, a, a)
+    out = solve_self(problem, cost, f_init, threshold, max_iterations, storage=storage)
     return _self_project(cost, out.f, epsilon, a), out
 
 
@@ -242,14 +338,38 @@ def sinkhorn_divergence(
     Source:
       Genevay, Peyre, Cuturi 2018, arXiv:1706.00292; Feydy et al. 2019, arXiv:1810.08278.
     """
-    x, y, a, b = check_problem(x, y, epsilon, a, b)
-    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
-    xy = sinkhorn(x, y, epsilon, a=a, b=b, gradient=gradient, **limits)
-    if self_cloud is None:
-        xx = sinkhorn_self(x, epsilon, a=a, gradient=gradient, **limits)
+    x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
+    other = as_self_cloud(self_cloud, x)
+    limits = check_limits(threshold, max_iterations, x.dtype)
+    count = iterations_to_unroll(gradient, max_iterations)
+    kernel.check_storage(storage)
+    return _divergence(x, y, epsilon, a, b, other, *limits, gradient, count, storage)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _divergence(
+    x, y, epsilon, a, b, other, threshold, max_iterations, gradient, count, storage
+) -> tuple[Scalar, Bool[Array, ""]]:
+    a, b, epsilon = inputs.distribution(a, x), inputs.distribution(b, y), inputs.positive(epsilon)
+    moved = costs.centred(x, y, a, b)
+
+    def solved(x, y, a, b, same=False):
+        problem = Problem(x, y, epsilon, a, b)
+        stored = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+        if count:
+            return unroll(problem, threshold, count, same=same, storage=stored)
+        given = problem, kernel.make_cost(x, y, stored), None, threshold, max_iterations
+        return (solve_self if same else solve)(*given, gradient=gradient, storage=stored)
+
+    xy = solved(moved.x, moved.y, a, b)
+    yy = solved(moved.y, moved.y, b, b, same=True)
+    if other is None:
+        xx, constant = solved(moved.x, moved.x, a, a, same=True), moved.constant
     else:
-        costs.check_clouds(x, self_cloud, names=("x", "self_cloud"))
-        xx = sinkhorn(x, self_cloud, epsilon, a=a, gradient=gradient, **limits)
-    yy = sinkhorn_self(y, epsilon, a=b, gradient=gradient, **limits)
-    value = xy.value - 0.5 * (xx.value + yy.value)
-    return value, xy.converged & xx.converged & yy.converged
+        uniform = inputs.distribution(None, other)
+        pair = costs.centred(x, other, a, uniform)
+        xx = solved(pair.x, pair.y, a, uniform)
+        constant = moved.constant - 0.5 * pair.constant
+    value = xy.value - 0.5 * (xx.value + yy.value) + constant
+    converged = xy.converged & xx.converged & yy.converged
+    return value, converged & jnp.isfinite(value)

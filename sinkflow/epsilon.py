@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkflow import costs, inputs, loops
 from sinkflow.certificate import SinkhornOutput
-from sinkflow.sinkhorn import check_problem, sinkhorn
+from sinkflow.sinkhorn import check_limits, check_problem, sinkhorn
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 RANGE = (1e-5, 1e2)  # of epsilon / mean cost
 BISECTIONS = 20  # the ratio of the range's ends to the 2^-20th: epsilon to five digits
 
 
-@jax.jit
 def mean_cost(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -28,11 +28,15 @@ def mean_cost(
     (n + m) d operations, no cost matrix. Arguments and errors are those of
     :func:`sinkflow.sinkhorn`.
     """
-    x, y, a, b = check_problem(x, y, 1.0, a, b)
-    mean_x, mean_y = a @ x, b @ y
-    spread = a @ jnp.sum((x - mean_x[None]) ** 2, axis=1)
-    spread += b @ jnp.sum((y - mean_y[None]) ** 2, axis=1)
-    return 0.5 * (spread + jnp.sum((mean_x - mean_y) ** 2))
+    x, y, _, a, b = check_problem(x, y, 1.0, a, b)
+    return _mean_cost(x, y, a, b)
+
+
+@jax.jit
+def _mean_cost(x, y, a, b) -> Scalar:
+    a, b = inputs.distribution(a, x), inputs.distribution(b, y)
+    moved = costs.centred(x, y, a, b)
+    return costs.mean_of_centred(moved.x, moved.y, a, b) + moved.constant
 
 
 def epsilon_for_entropy(
@@ -63,7 +67,8 @@ def epsilon_for_entropy(
       may keep from the wanted one.
 
     Raises:
-      ValueError: as :func:`sinkflow.sinkhorn`; outside a trace also an entropy outside (0, 1).
+      ValueError: as :func:`sinkflow.sinkhorn`; outside a trace also an entropy outside (0, 1),
+        and clouds whose points all coincide, of which every epsilon makes the same plan.
 
     Source:
       The entropy of a plan as its sharpness: Zhang et al. 2025, arXiv:2506.05526; it grows with
@@ -92,15 +97,29 @@ def epsilon_for_neighbours(
 
 
 def _epsilon_for(name, wanted, bounds, x, y, a, b, threshold, max_iterations):
-    x, y, a, b = check_problem(x, y, 1.0, a, b)
+    x, y, _, a, b = check_problem(x, y, 1.0, a, b)
+    limits = check_limits(threshold, max_iterations, x.dtype)
     low, high = bounds
+    if low == high:
+        raise ValueError(
+            f"y has {high} point: {name} is {high} at every epsilon, so none can be found by it"
+        )
+    wanted = inputs.as_float(name, wanted)
+    if wanted.ndim:
+        raise ValueError(f"{name} has shape {wanted.shape}; it is one number")
     if not isinstance(wanted, jax.core.Tracer) and not low < float(wanted) < high:
         raise ValueError(f"{name} is {wanted}; it must lie between {low} and {high}")
-    return _bisect(name, x, y, a, b, wanted, threshold, max_iterations)
+    scale = _mean_cost(x, y, a, b)
+    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
+        raise ValueError(
+            f"the mean cost of x and y is {scale}: all points coincide or some are not finite; "
+            "epsilon needs clouds of some extent"
+        )
+    return _bisect(name, x, y, a, b, scale, wanted.astype(x.dtype), *limits)
 
 
 @functools.partial(jax.jit, static_argnames="name")
-def _bisect(name, x, y, a, b, wanted, threshold, max_iterations):
+def _bisect(name, x, y, a, b, scale, wanted, threshold, max_iterations):
     solve: Callable = functools.partial(
         sinkhorn, x, y, a=a, b=b, threshold=threshold, max_iterations=max_iterations
     )
@@ -111,8 +130,8 @@ def _bisect(name, x, y, a, b, wanted, threshold, max_iterations):
         above = getattr(solve(jnp.exp(middle)), name) > wanted
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    scale = jnp.log(mean_cost(x, y, a, b))
-    ends = tuple(scale + jnp.asarray(np.log(end), x.dtype) for end in RANGE)
+    ends = tuple(jnp.log(scale) + jnp.asarray(np.log(end), x.dtype) for end in RANGE)
+    ends = loops.varying_with(ends, (x, y, a, b, wanted, threshold, max_iterations))
     low, high = jax.lax.fori_loop(0, BISECTIONS, halve, ends)
     epsilon = jnp.exp(0.5 * (low + high))
     return epsilon, solve(epsilon)

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import kernel
+from sinkflow import kernel, loops
 from sinkflow.types import Array, Float, Scalar
 
 GRADIENTS = ("envelope", "implicit", "unrolled")
+SMALL = 0.3  # exponents below which e^z (z - 1) + 1 is taken from its series
 
 
 class Problem(NamedTuple):
-    """What a solve depends on: clouds, epsilon [length^2] and weights."""
+    """What a solve depends on: clouds at their means, epsilon [length^2] and weights."""
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
@@ -25,8 +26,10 @@ class Problem(NamedTuple):
     b: Float[Array, "m"]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def dual_value(value: Scalar, f, g, problem: Problem, storage: str) -> Scalar:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+def dual_value(
+    value: Scalar, f, g, problem: Problem, gradient: str, same: bool, storage: str
+) -> Scalar:
     r"""``value``, the dual objective at (f, g), with its derivatives.
 
     .. math:: D = \langle a, f\rangle + \langle b, g\rangle
@@ -37,42 +40,64 @@ def dual_value(value: Scalar, f, g, problem: Problem, storage: str) -> Scalar:
     The derivative in a is f, that in b is g, each up to a constant, and that in epsilon is
     KL(pi | a x b).
 
+    Derivatives of these derivatives see that the potentials move (implicitly, or as unrolled):
+    second ones are right too, at the price of a linear solve each. ``same`` says that the problem
+    is that of a cloud and itself.
+
     Source: Feydy et al. 2019, arXiv:1810.08278, prop. 2 and sec. 3.2.
     """
-    del f, g, problem, storage
+    del f, g, problem, gradient, same, storage
     return value
 
 
 @dual_value.defjvp
-def _dual_value_jvp(storage, primals, tangents):
-    value, f, g, (x, y, epsilon, a, b) = primals
+def _dual_value_jvp(gradient, same, storage, primals, tangents):
+    value, f, g, problem = primals
     _, f_dot, g_dot, (x_dot, y_dot, epsilon_dot, a_dot, b_dot) = tangents
-    centre = jnp.mean(y, axis=0, keepdims=True)  # keeps the digits of x - y far from the origin
-    x, y = x - centre, y - centre
+    if gradient != "unrolled":  # as they are, and for the next derivative as the problem moves them
+        f, g = moving(f, g, problem, same, storage)
+    x, y, epsilon, a, b = problem
     cost = kernel.Cost(x, y, None)
 
     def moments(points, weights, other):
         def row_fn(row, f_i):
             exponent = kernel.log_density(row, f_i, other, epsilon)
+            excess = jnp.expm1(exponent)  # keeps its digits where epsilon exceeds the costs
             masses = weights * jnp.exp(exponent)
             mean = jnp.matmul(masses, points, precision=jax.lax.Precision.HIGHEST)
-            return jnp.sum(masses), mean, jnp.sum(masses * exponent)
+            return jnp.sum(weights * excess), mean, jnp.sum(weights * _information(exponent))
 
         return row_fn
 
-    sums, means, information = kernel.map_rows(moments(y, b, g), cost, f)
-    column_sums, column_means, _ = kernel.map_rows(moments(x, a, f), cost.transposed, g)
-    excess = jnp.sum(a * sums) - 1
+    excess, means, information = kernel.map_rows(moments(y, b, g), cost, f)
+    column_excess, column_means, _ = kernel.map_rows(moments(x, a, f), cost.transposed, g)
     dot = (
-        jnp.sum((a[:, None] * (sums[:, None] * x - means)) * x_dot)
-        + jnp.sum((b[:, None] * (column_sums[:, None] * y - column_means)) * y_dot)
-        + jnp.sum((f - epsilon * (sums - 1)) * a_dot)
-        + jnp.sum((g - epsilon * (column_sums - 1)) * b_dot)
-        + (jnp.sum(a * information) - excess) * epsilon_dot
-        + jnp.sum((a * (1 - sums)) * f_dot)
-        + jnp.sum((b * (1 - column_sums)) * g_dot)
+        jnp.sum((a[:, None] * ((1 + excess)[:, None] * x - means)) * x_dot)
+        + jnp.sum((b[:, None] * ((1 + column_excess)[:, None] * y - column_means)) * y_dot)
+        + jnp.sum((f - epsilon * excess) * a_dot)
+        + jnp.sum((g - epsilon * column_excess) * b_dot)
+        + jnp.sum(a * information) * epsilon_dot
+        - jnp.sum((a * excess) * f_dot)
+        - jnp.sum((b * column_excess) * g_dot)
     )
     return value, dot
+
+
+def _information(exponent):
+    """e^z (z - 1) + 1 of exponents z, the density of KL(pi | a x b); exact near 0."""
+    small = jnp.abs(exponent) < SMALL
+    # Each branch has arguments of its own kind only, or its derivatives would be NaN in the other.
+    near, far = jnp.where(small, exponent, 0.0), jnp.where(small, 1.0, exponent)
+    series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near / 30)))
+    return jnp.where(small, series, jnp.exp(far) * (far - 1) + 1)
+
+
+def moving(f, g, problem: Problem, same: bool, storage: str):
+    """Potentials of a solve with their implicit derivatives; ``same`` is a cloud and itself."""
+    if same:
+        f = self_potential(f, problem, storage)
+        return f, f
+    return potentials((f, g), problem, storage)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -95,8 +120,9 @@ def potentials(solution, problem: Problem, storage: str):
 
 @potentials.defjvp
 def _potentials_jvp(storage, primals, tangents):
-    (f, g), problem = primals
+    solution, problem = primals
     _, problem_dot = tangents
+    f, g = potentials(solution, problem, storage)  # moving in their turn, for second derivatives
 
     def updates(problem):
         x, y, epsilon, a, b = problem
@@ -118,7 +144,7 @@ def _potentials_jvp(storage, primals, tangents):
 
     constant = g_direct - average_sources(f_direct)
     mean = jnp.sum(masses * constant) / jnp.sum(masses)
-    g_dot = _solve(
+    g_dot = solve_symmetric(
         lambda w: masses * w - b * columns(a * average_targets(w)),
         masses * (constant - mean),
         masses,
@@ -140,8 +166,9 @@ def self_potential(solution, problem: Problem, storage: str):
 
 @self_potential.defjvp
 def _self_potential_jvp(storage, primals, tangents):
-    f, problem = primals
+    solution, problem = primals
     _, problem_dot = tangents
+    f = self_potential(solution, problem, storage)
 
     def update(problem):
         x, _, epsilon, a, _ = problem
@@ -151,18 +178,19 @@ def _self_potential_jvp(storage, primals, tangents):
     x, _, epsilon, a, _ = problem
     rows, _ = kernel.density(kernel.make_cost(x, x, storage), f, f, epsilon, storage)
     masses = a * rows(a)
-    f_dot = _solve(lambda w: masses * w + a * rows(a * w), masses * direct, masses)
+    f_dot = solve_symmetric(lambda w: masses * w + a * rows(a * w), masses * direct, masses)
     # Once more, for the points of no mass.
     return f, direct - rows(a * f_dot) / rows(a)
 
 
-def _solve(matvec, wanted, masses):
+def solve_symmetric(matvec, wanted, masses):
     """Conjugate gradients, preconditioned by the masses, to the rounding of the dtype."""
     tolerance = 100 * float(jnp.finfo(wanted.dtype).eps)
     scale = jnp.where(masses > 0, masses, 1.0)
 
     def solve(matvec, wanted):
-        options = {"tol": tolerance, "maxiter": 1_000, "M": lambda w: w / scale}
+        start = loops.varying_with(jnp.zeros_like(wanted), wanted, scale)
+        options = {"x0": start, "tol": tolerance, "maxiter": 1_000, "M": lambda w: w / scale}
         return jax.scipy.sparse.linalg.cg(matvec, wanted, **options)[0]
 
     return jax.lax.custom_linear_solve(matvec, wanted, solve, symmetric=True)
@@ -182,7 +210,7 @@ def unrolled(problem: Problem, num_iterations: int, storage: str):
         f = kernel.softmin(cost, g, epsilon, b)
         return (f, kernel.softmin(cost.transposed, f, epsilon, a)), None
 
-    start = jnp.zeros_like(a), jnp.zeros_like(b)
+    start = loops.varying_with((jnp.zeros_like(a), jnp.zeros_like(b)), problem)
     return jax.lax.scan(iteration, start, length=num_iterations)[0]
 
 
@@ -195,5 +223,6 @@ def unrolled_self(problem: Problem, num_iterations: int, relaxation: float, stor
     def iteration(f, _):
         return f + relaxation * (kernel.softmin(cost, f, epsilon, a) - f), None
 
-    f = jax.lax.scan(iteration, jnp.zeros_like(a), length=num_iterations)[0]
+    start = loops.varying_with(jnp.zeros_like(a), problem)
+    f = jax.lax.scan(iteration, start, length=num_iterations)[0]
     return f, f

@@ -25,7 +25,7 @@ MAX_HALF_EXPONENT = 11.0
 
 
 class Cost(NamedTuple):
-    """Clouds and, unless its rows are recomputed, their cost matrix [length^2]."""
+    """Clouds around the origin and, unless its rows are recomputed, their costs [length^2]."""
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
@@ -45,14 +45,19 @@ def storage_for(storage: str, n: int, m: int, dtype: Any) -> str:
     Raises:
       ValueError: unknown storage.
     """
-    if storage not in STORAGES:
-        raise ValueError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
+    check_storage(storage)
     if storage != "auto":
         return storage
     memory = MEMORY_SHARE * _device_memory()
     itemsize = jnp.dtype(dtype).itemsize
     sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
     return next((name for name, size in sizes.items() if size <= memory), "chunks")
+
+
+def check_storage(storage: str) -> None:
+    """Raises ValueError for an unknown storage."""
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
 
 
 def _device_memory() -> int:
@@ -68,7 +73,7 @@ def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> C
         return empty
     if x.shape[0] * y.shape[0] <= CHUNK:
         # Behind a barrier: recomputed inside the sums that use it, it made XLA compile for minutes.
-        return Cost(x, y, jax.lax.optimization_barrier(costs.squared_euclidean(x, y)))
+        return Cost(x, y, jax.lax.optimization_barrier(costs.between_centred(x, y)))
     # In pieces: in one, expanding the square would need the matrix twice.
     return Cost(x, y, map_rows(lambda row: row, empty))
 
@@ -78,13 +83,13 @@ def map_rows(row_fn: Callable, cost: Cost, *leaves: Array) -> Any:
     n, m = cost.x.shape[0], cost.y.shape[0]
     matrix = cost.matrix
     if matrix is None and n * m <= CHUNK:
-        matrix = costs.squared_euclidean(cost.x, cost.y)
+        matrix = costs.between_centred(cost.x, cost.y)
     if matrix is not None and n * m <= CHUNK:
         return jax.vmap(row_fn)(matrix, *leaves)
 
     def one(item):
         row, *rest = item
-        row = costs.squared_euclidean(row[None], cost.y)[0] if matrix is None else row
+        row = costs.between_centred(row[None], cost.y)[0] if matrix is None else row
         return row_fn(row, *rest)
 
     rows = cost.x if matrix is None else matrix

@@ -28,6 +28,8 @@ def while_loop(unfinished: Callable, advance: Callable, problem: Any, state: Any
       The first state that is finished.
     """
 
+    state = varying_with(state, problem, state)
+
     @jax.custom_batching.custom_vmap
     def loop(problem, state):
         return jax.lax.while_loop(
@@ -76,3 +78,23 @@ def _shrinking(unfinished, advance, problem, batched, state, size: int):
     rest = jax.tree.map(lambda leaf: leaf[chosen], state)
     rest = _shrinking(unfinished, advance, part, batched, rest, few)
     return jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), state, rest)
+
+
+def varying_with(tree: Any, *inputs: Any) -> Any:
+    """``tree``, each leaf varying over the mapped axes over which any leaf of ``inputs`` varies.
+
+    Under :func:`jax.shard_map` the carry of a loop must vary as what comes back does; what starts
+    as a constant does not. Anywhere else this changes nothing.
+    """
+    axes = frozenset().union(*map(_axes, jax.tree.leaves((tree, inputs))))
+
+    def vary(leaf):
+        missing = tuple(sorted(axes - _axes(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
+
+
+def _axes(leaf) -> frozenset:
+    """Mapped axes over which a value varies."""
+    return jax.typeof(leaf).mat.varying

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, gradients, kernel, loops
-from sinkflow.certificate import SinkhornOutput, certify
+from sinkflow import costs, gradients, inputs, kernel, loops
+from sinkflow.certificate import SinkhornOutput, certify, doubted
 from sinkflow.types import Array, Float, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two looks at the error
@@ -43,9 +43,9 @@ class _Scaling(NamedTuple):
     @classmethod
     def at(cls, f, g, epsilon, error):
         """Where a solve starts; with an infinite error it has to iterate at least once."""
-        one, zero = jnp.ones_like(epsilon), jnp.asarray(0)
+        one, zero = jnp.ones_like(epsilon), jnp.zeros((), int)
         error = jnp.asarray(error, f.dtype)
-        return cls(f, g, jnp.ones_like(g), epsilon, one, error, jnp.asarray(True), zero)
+        return cls(f, g, jnp.ones_like(g), epsilon, one, error, jnp.ones((), bool), zero)
 
 
 class _Fixed(NamedTuple):
@@ -130,23 +130,12 @@ def sinkhorn(
       >>> bool(out.converged), round(float(out.value), 3)
       (True, 0.5)
     """
-    x, y, a, b = check_problem(x, y, epsilon, a, b)
-    costs.check_positive("threshold", threshold)
-    problem = gradients.Problem(x, y, jnp.asarray(epsilon, x.dtype), a, b)
-    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
-    if count := _iterations_to_unroll(gradient, max_iterations):
-        f, g = gradients.unrolled(problem, count, storage)
-        return _measure(f, g, problem, threshold, count, storage)
-    cost = kernel.make_cost(x, y, storage)
-    return solve(
-        problem,
-        cost,
-        g_init,
-        threshold=threshold,
-        max_iterations=max_iterations,
-        gradient=gradient,
-        storage=storage,
-    )
+    x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
+    limits = check_limits(threshold, max_iterations, x.dtype)
+    count = iterations_to_unroll(gradient, max_iterations)
+    g_init = inputs.as_potential("g_init", g_init, y, "y")
+    kernel.check_storage(storage)
+    return _cloud_to_cloud(x, y, epsilon, a, b, g_init, *limits, gradient, count, storage)
 
 
 def sinkhorn_self(
@@ -175,64 +164,108 @@ def sinkhorn_self(
       Feydy et al. 2019, arXiv:1810.08278, sec. 3.1 (damped symmetric update); the
       factor 2/3 is ours.
     """
-    x, _, a, _ = check_problem(x, x, epsilon, a, a)
-    costs.check_positive("threshold", threshold)
-    problem = gradients.Problem(x, x, jnp.asarray(epsilon, x.dtype), a, a)
+    x, _, epsilon, a, _ = check_problem(x, x, epsilon, a, None)
+    limits = check_limits(threshold, max_iterations, x.dtype)
+    count = iterations_to_unroll(gradient, max_iterations)
+    f_init = inputs.as_potential("f_init", f_init, x, "x")
+    kernel.check_storage(storage)
+    return _cloud_to_itself(x, epsilon, a, f_init, *limits, gradient, count, storage)
+
+
+STATIC = ("gradient", "count", "storage")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _cloud_to_cloud(
+    x, y, epsilon, a, b, g_init, threshold, max_iterations, gradient, count, storage
+):
+    a, b = inputs.distribution(a, x), inputs.distribution(b, y)
+    moved = costs.centred(x, y, a, b)
+    problem = gradients.Problem(moved.x, moved.y, inputs.positive(epsilon), a, b)
+    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    if count:
+        out = unroll(problem, threshold, count, storage=storage)
+    else:
+        cost = kernel.make_cost(problem.x, problem.y, storage)
+        init = None if g_init is None else g_init - moved.of_y
+        limits = threshold, max_iterations
+        out = solve(problem, cost, init, *limits, gradient=gradient, storage=storage)
+    return as_given(out, moved, problem)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _cloud_to_itself(x, epsilon, a, f_init, threshold, max_iterations, gradient, count, storage):
+    a = inputs.distribution(a, x)
+    x = costs.centred(x, x, a, a).x
+    problem = gradients.Problem(x, x, inputs.positive(epsilon), a, a)
     storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
-    if count := _iterations_to_unroll(gradient, max_iterations):
-        f, g = gradients.unrolled_self(problem, count, SELF_RELAXATION, storage)
-        return _measure(f, g, problem, threshold, count, storage)
+    if count:
+        return unroll(problem, threshold, count, same=True, storage=storage)
     cost = kernel.make_cost(x, x, storage)
-    return solve_self(
-        problem,
-        cost,
-        f_init,
-        threshold=threshold,
-        max_iterations=max_iterations,
-        gradient=gradient,
-        storage=storage,
-    )
+    limits = threshold, max_iterations
+    return solve_self(problem, cost, f_init, *limits, gradient=gradient, storage=storage)
+
+
+def as_given(out: SinkhornOutput, moved: costs.Centred, problem) -> SinkhornOutput:
+    """The output for the clouds as they were before they were centred.
+
+    Their potentials carry the distance between the clouds. Far apart, float32 may not resolve the
+    plan in these any more: then they are not converged, although the value still is right.
+    """
+    f, g, value = out.f + moved.of_x, out.g + moved.of_y, out.value + moved.constant
+    out = out._replace(f=f, g=g, value=value)
+    _, _, epsilon, a, b = problem
+    seen, epsilon, a, b, constant = jax.lax.stop_gradient((out, epsilon, a, b, moved.constant))
+    return out._replace(converged=doubted(seen, epsilon, a, b, constant).converged)
 
 
 def solve(
     problem: gradients.Problem,
     cost: kernel.Cost,
     g_init: Float[Array, "m"] | None,
-    *,
     threshold: ScalarLike,
     max_iterations: ScalarLike,
+    *,
     gradient: str = "envelope",
     storage: str,
 ) -> SinkhornOutput:
-    """:func:`sinkhorn` for checked arguments and costs that the caller has and goes on using."""
-    if g_init is not None and jnp.shape(g_init) != problem.b.shape:
-        raise ValueError(f"g_init has shape {jnp.shape(g_init)}; y needs {problem.b.shape}")
-    fixed = jax.lax.stop_gradient((cost, *problem[2:], g_init))
+    """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
+    fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
     out = _sinkhorn(*fixed, threshold, max_iterations, storage)
-    f, g = gradients.potentials((out.f, out.g), problem, storage)
-    return _differentiable(out, f, g, problem, gradient, storage)
+    return _differentiable(out, out.f, out.g, problem, gradient, False, storage)
 
 
 def solve_self(
     problem: gradients.Problem,
     cost: kernel.Cost,
     f_init: Float[Array, "n"] | None,
-    *,
     threshold: ScalarLike,
     max_iterations: ScalarLike,
+    *,
     gradient: str = "envelope",
     storage: str,
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
-    if f_init is not None and jnp.shape(f_init) != problem.a.shape:
-        raise ValueError(f"f_init has shape {jnp.shape(f_init)}; x needs {problem.a.shape}")
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
     out = _sinkhorn_self(*fixed, threshold, max_iterations, storage)
-    f = gradients.self_potential(out.f, problem, storage)
-    return _differentiable(out, f, f, problem, gradient, storage)
+    return _differentiable(out, out.f, out.f, problem, gradient, True, storage)
 
 
-def _iterations_to_unroll(gradient: str, max_iterations) -> int:
+def unroll(
+    problem: gradients.Problem, threshold, count: int, *, same: bool = False, storage: str
+) -> SinkhornOutput:
+    """``count`` plain updates with their derivatives, and the certificate that they deserve."""
+    if same:
+        f, g = gradients.unrolled_self(problem, count, SELF_RELAXATION, storage)
+    else:
+        f, g = gradients.unrolled(problem, count, storage)
+    x, y, epsilon, a, b = jax.lax.stop_gradient(problem)
+    cost, fixed = kernel.make_cost(x, y, storage), jax.lax.stop_gradient((f, g))
+    out = certify(cost, *fixed, epsilon, a, b, threshold, jnp.asarray(count))
+    return _differentiable(out, f, g, problem, "unrolled", same, storage)
+
+
+def iterations_to_unroll(gradient: str, max_iterations) -> int:
     """How many, or 0 if ``gradient`` is another one."""
     if gradient not in gradients.GRADIENTS:
         choices = ", ".join(gradients.GRADIENTS)
@@ -246,34 +279,28 @@ def _iterations_to_unroll(gradient: str, max_iterations) -> int:
     return max_iterations
 
 
-def _measure(f, g, problem, threshold, num_iterations, storage) -> SinkhornOutput:
-    """Unrolled potentials with the certificate that they deserve."""
-    x, y, epsilon, a, b = jax.lax.stop_gradient(problem)
-    cost, fixed = kernel.make_cost(x, y, storage), jax.lax.stop_gradient((f, g))
-    out = certify(cost, *fixed, epsilon, a, b, threshold, jnp.asarray(num_iterations))
-    return _differentiable(out, f, g, problem, "unrolled", storage)
-
-
-def _differentiable(out, f, g, problem, gradient, storage) -> SinkhornOutput:
+def _differentiable(out, f, g, problem, gradient, same, storage) -> SinkhornOutput:
     """The output with derivatives in its potentials and its value."""
+    if gradient != "unrolled":
+        f, g = gradients.moving(f, g, problem, same, storage)
     through = jax.lax.stop_gradient((f, g)) if gradient == "envelope" else (f, g)
-    value = gradients.dual_value(out.value, *through, problem, storage)
+    value = gradients.dual_value(out.value, *through, problem, gradient, same, storage)
     return out._replace(f=f, g=g, value=value)
 
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
     limits = _goal(threshold, storage), max_iterations
-    problem = _Fixed(cost, _positive(epsilon), a, b, *map(jnp.asarray, limits))
-    epsilon, largest = problem.epsilon, _cost_bound(cost.x, cost.y)
+    problem = _Fixed(cost, epsilon, a, b, *map(jnp.asarray, limits))
+    largest = _cost_bound(problem)
     finite = jnp.isfinite(largest)
     # The density of zero potentials at this epsilon lies between exp(-4) and 1.
     start = jnp.where(finite, jnp.maximum(ANNEALING * largest, epsilon), epsilon)
     # Clouds that are not finite get NaN potentials, and the first round is then the last.
-    f, g = jnp.where(finite, jnp.zeros_like(a), jnp.nan), jnp.zeros_like(b)
+    f, g = inputs.nan_unless(finite, jnp.zeros_like(a)), jnp.zeros_like(b)
     initial = _Scaling.at(f, g, start, jnp.inf)
     if g_init is not None:
-        g_init = jnp.asarray(g_init, b.dtype)
+        g_init = jnp.where(b > 0, g_init, 0)
         warm = _Scaling.at(kernel.softmin(cost, g_init, epsilon, b), g_init, epsilon, 0.0)
         _, columns = kernel.density(cost, warm.f, warm.g, epsilon, storage)
         sums = columns(a)
@@ -282,6 +309,7 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
         # beyond the costs they underflow the density, and the solve never recovers.
         initial = _choose(warm.error < WARM, warm, initial)
     anneal = functools.partial(_anneal, storage, problem)
+    initial = loops.varying_with(initial, problem, initial)
     state = jax.lax.while_loop(lambda state: state.epsilon > epsilon, anneal, initial)
     state = loops.while_loop(_unfinished, functools.partial(_advance, storage), problem, state)
     return _output(problem, state, threshold)
@@ -290,8 +318,7 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
     limits = _goal(threshold, storage), max_iterations
-    problem = _Fixed(cost, _positive(epsilon), a, a, *map(jnp.asarray, limits))
-    epsilon = problem.epsilon
+    problem = _Fixed(cost, epsilon, a, a, *map(jnp.asarray, limits))
 
     def measured(f):
         rows, _ = kernel.density(cost, f, f, epsilon, storage)
@@ -301,7 +328,7 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
 
     state = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
     if f_init is not None:
-        warm = measured(jnp.asarray(f_init, a.dtype))
+        warm = measured(jnp.where(a > 0, f_init, 0))
         state = _choose(warm.error < state.error, warm, state)
     advance = functools.partial(_advance_self, storage)
     state = loops.while_loop(_unfinished, advance, problem, state)
@@ -369,8 +396,11 @@ def _trusted(storage, problem: _Fixed, before: _Scaling, after: _Scaling):
     further does not know what it left, and cannot be the last.
     """
     if storage != "half":
-        return jnp.asarray(True)
-    moves = [new - old for new, old in zip(after[:2], before[:2], strict=True)]
+        return after.trusted
+    moves = [
+        jnp.where(weights > 0, new - old, 0)
+        for weights, new, old in zip((problem.a, problem.b), after[:2], before[:2], strict=True)
+    ]
     down, up = (-sum(map(jnp.min, moves)), sum(map(jnp.max, moves)))
     room_down, room_up = kernel.half_range(*(move.shape[0] for move in moves))
     return (down <= room_down * problem.epsilon) & (up <= room_up * problem.epsilon)
@@ -416,15 +446,16 @@ def _relaxation(relaxation, error, previous):
     return jnp.where(jnp.isfinite(previous) & (error < STALE), best, 1.0)
 
 
-def _positive(epsilon):
-    """NaN for a wrong traced epsilon, which no check at the call sees: it ends the solve."""
-    return jnp.where((epsilon > 0) & jnp.isfinite(epsilon), epsilon, jnp.nan)
+def _cost_bound(problem: _Fixed):
+    """At least the largest cost, without a pass over the cost matrix: where annealing starts.
 
-
-def _cost_bound(x, y):
-    """At least the largest cost, without a pass over the cost matrix: where annealing starts."""
-    centre = jnp.mean(y, axis=0, keepdims=True)
-    radii = [jnp.sqrt(jnp.max(jnp.sum((cloud - centre) ** 2, axis=1))) for cloud in (x, y)]
+    NaN where a point of the clouds is; points without mass count for nothing else.
+    """
+    radii = []
+    for cloud, weights in ((problem.cost.x, problem.a), (problem.cost.y, problem.b)):
+        squares = jnp.sum(cloud**2, axis=1)
+        counted = jnp.where((weights > 0) | jnp.isnan(squares), squares, 0)
+        radii.append(jnp.sqrt(jnp.max(counted)))
     return 0.5 * (radii[0] + radii[1]) ** 2
 
 
@@ -439,17 +470,19 @@ def _rescale(scaling, products, relaxation):
 
 
 def check_problem(x, y, epsilon, a, b):
-    """Arrays of one floating dtype and default weights, or ValueError (see :func:`sinkhorn`)."""
-    x = jnp.asarray(x)
-    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
-    y = jnp.asarray(y, x.dtype)
-    costs.check_clouds(x, y)
-    costs.check_positive("epsilon", epsilon)
-    return x, y, _weights("a", a, x), _weights("b", b, y)
+    """Clouds, epsilon and weights as arrays of one dtype, or ValueError (see :func:`sinkhorn`).
+
+    Weights that are None stay so; those given are still to be divided by their sum.
+    """
+    x, y = inputs.as_clouds(x, y)
+    epsilon = inputs.as_scalar("epsilon", epsilon, x.dtype)
+    return x, y, epsilon, inputs.as_weights("a", a, x), inputs.as_weights("b", b, y)
 
 
-def _weights(name, weights, cloud):
-    if weights is None:
-        return jnp.full(cloud.shape[0], 1 / cloud.shape[0], cloud.dtype)
-    costs.check_weights(name, weights, cloud.shape[0])
-    return jnp.asarray(weights, cloud.dtype)
+def check_limits(threshold, max_iterations, dtype) -> tuple[Array, Array]:
+    """Threshold and cap as arrays, or ValueError; a cap below 1 is one that is met at once."""
+    if jnp.ndim(max_iterations) or not jnp.issubdtype(
+        jnp.asarray(max_iterations).dtype, jnp.integer
+    ):
+        raise ValueError(f"max_iterations is {max_iterations}; it is one integer")
+    return inputs.as_scalar("threshold", threshold, dtype), jnp.asarray(max_iterations)
