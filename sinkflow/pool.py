@@ -241,6 +241,7 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
     check_shape("x1", x1, x0.shape, "x0")
     zeros = jnp.zeros((x0.shape[0], 1), widened(x0.dtype))
     start, velocity = interpolants.straight(x0, x1, zeros[:, 0])
+    start, velocity = (leaf.astype(x0.dtype) for leaf in (start, velocity))
     return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
 
