@@ -92,7 +92,7 @@ def frechet_distance(x: Any, y: Any) -> float:
     shift = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)
     value = shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * cross
     # Of equal sets the rounding alone is left, of either sign.
-    return _within_float64("the squared distance", max(value, 0.0) * unit * unit)
+    return _within_float64("the squared distance", max(float(value), 0.0) * unit * unit)
 
 
 def kernel_distance(x: Any, y: Any) -> float:
@@ -296,7 +296,7 @@ def _in_unit(x, y):
     A power of two, so that no digit changes on the way there and back.
     """
     largest = max(np.max(np.abs(x)), np.max(np.abs(y)))
-    unit = 2.0 ** (np.frexp(largest)[1] - 1.0) if largest > 0 else 1.0
+    unit = 2.0 ** (float(np.frexp(largest)[1]) - 1) if largest > 0 else 1.0
     return x / unit, y / unit, unit
 
 
