@@ -514,13 +514,10 @@ def check_pool(config: FlowConfig) -> None:
 
 
 def check_settings(config: FlowConfig) -> None:
-    """Raises ValueError that names the first number that no flow or training can have."""
-    check_positive_counts(flow_steps=config.flow_steps)
+    """Raises ValueError that names the first number that no network or training can have."""
     check_widths("hidden_dims", config.hidden_dims)
     check_ranges(
         config,
-        epsilon=(0 < config.epsilon < math.inf, "(0, inf)"),
-        step_size=(0 < config.step_size <= 1, "(0, 1]"),
         row_power=(0 < config.row_power < math.inf, "(0, inf)"),
         learning_rate=(0 < config.learning_rate < math.inf, "(0, inf)"),
         ema_decay=(0 <= config.ema_decay < 1, "[0, 1)"),
