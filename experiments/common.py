@@ -327,6 +327,7 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
         checkpoint_every=config.checkpoint_every,
     )
     check_pool(config)
+    check_settings(config)
     if not config.nfe:
         raise ValueError("nfe is empty; give at least one number of network evaluations")
     for nfe in config.nfe:
@@ -510,6 +511,30 @@ def check_pool(config: FlowConfig) -> None:
             f"num_clouds {config.num_clouds} times num_particles {config.num_particles} is {rows} "
             f"rows; they must be a multiple of {count} devices"
         )
+
+
+def check_settings(config: FlowConfig) -> None:
+    """Raises ValueError that names the first number that no network or training can have."""
+    check_widths("hidden_dims", config.hidden_dims)
+    check_ranges(
+        config,
+        row_power=(0 < config.row_power < math.inf, "(0, inf)"),
+        learning_rate=(0 < config.learning_rate < math.inf, "(0, inf)"),
+        ema_decay=(0 <= config.ema_decay < 1, "[0, 1)"),
+    )
+
+
+def check_widths(name: str, widths: tuple[int, ...]) -> None:
+    """Raises ValueError unless every width is at least 1."""
+    if any(width < 1 for width in widths):
+        raise ValueError(f"{name} is {tuple(widths)}; each must be at least 1")
+
+
+def check_ranges(config: Any, **ranges: tuple[bool, str]) -> None:
+    """Raises ValueError that names the first setting outside of its range (inside, range)."""
+    for name, (inside, allowed) in ranges.items():
+        if not inside:
+            raise ValueError(f"{name} is {getattr(config, name)}; it lies in {allowed}")
 
 
 def check_positive_counts(**counts: int) -> None:

@@ -224,9 +224,11 @@ def check(config: ImageConfig) -> None:
         "flow_steps": (config.flow_steps >= 1, "[1, inf)"),
         "num_samples": (config.num_samples >= judge.LEAST_IMAGES, f"[{judge.LEAST_IMAGES}, inf)"),
     }
-    for name, (inside, allowed) in ranges.items():
-        if not inside:
-            raise ValueError(f"{name} is {getattr(config, name)}; it lies in {allowed}")
+    common.check_ranges(config, **ranges)
+    common.check_positive_counts(channels=config.channels, num_blocks=config.num_blocks)
+    common.check_widths("multipliers", config.multipliers)
+    if not config.multipliers:
+        raise ValueError("multipliers is empty; give the width of at least one level")
     if not config.nfe:
         raise ValueError("nfe is empty; give at least one number of network evaluations")
     if config.method != "nsgf++" and config.pairs != "independent":

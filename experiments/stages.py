@@ -20,7 +20,7 @@ from sinkflow import assignment, divergence, epsilon, images, interpolants, pool
 from sinkflow.sinkhorn import sinkhorn
 
 TRAINING = "training.json"  # of each stage: what its training took
-POOL_DTYPE = jnp.float16  # three digits more than bfloat16, and pixels need no exponents
+POOL_DTYPE = jnp.float16  # three bits more than bfloat16, and pixels need no exponents
 
 
 class Network(NamedTuple):

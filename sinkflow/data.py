@@ -33,8 +33,9 @@ def gaussian(key: PRNGKey, n: int, stratified: bool = False) -> Float[Array, "n 
     steps = [round(2**32 / plastic), round(2**32 / plastic**2)]
     lattice = jnp.arange(n, dtype=jnp.uint32)[:, None] * jnp.array([steps], jnp.uint32)
     shifted = lattice + jax.random.bits(key, (1, 2), jnp.uint32)
-    uniform = (shifted >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
-    return jax.scipy.special.ndtri(uniform)
+    # Odd multiples of 2^-24: float32 holds each exactly, none is 0 or 1 and all lie symmetrically.
+    odd = (shifted >> 9 << 1) + 1
+    return jax.scipy.special.ndtri(odd.astype(float) * 2.0**-24)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "stratified"))
@@ -44,7 +45,7 @@ def eight_gaussians(key: PRNGKey, n: int, stratified: bool = False) -> Float[Arr
     Source: the constants of torchcfm's ``eight_normal_sample``.
     """
     key_mode, key_noise = jax.random.split(key)
-    angle = _modes(key_mode, n, 8, stratified) * (jnp.pi / 4)
+    angle = _modes(key_mode, n, 8, stratified).astype(float) * (jnp.pi / 4)
     centres = 5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     return centres + 0.1**0.25 * jax.random.normal(key_noise, (n, 2))
 
@@ -86,7 +87,7 @@ def checkerboard(key: PRNGKey, n: int, stratified: bool = False) -> Float[Array,
     cell = _modes(key_mode, n, 8, stratified)
     column, lower = cell % 4, cell // 4
     corner = jnp.stack([column - 2, column % 2 - 2 * lower], axis=1)
-    return 2 * (corner + jax.random.uniform(key_cell, (n, 2)))
+    return 2 * (corner.astype(float) + jax.random.uniform(key_cell, (n, 2)))
 
 
 def _modes(key, n, count, stratified):
@@ -97,9 +98,9 @@ def _modes(key, n, count, stratified):
 
 
 def _uniform(key, n, stratified):
-    """Uniform numbers in [0, 1): independent, or one in each of n equal cells."""
+    """Uniform numbers in [0, 1]: independent, or one in each of n equal cells."""
     uniform = jax.random.uniform(key, (n,))
-    return (jnp.arange(n) + uniform) / n if stratified else uniform
+    return (jnp.arange(n, dtype=uniform.dtype) + uniform) / n if stratified else uniform
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -1,14 +1,17 @@
 """Particle flow: explicit Euler steps along the Sinkhorn velocity (NSGF, particles)."""
 
 import functools
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sinkflow.divergence import Limits, sinkhorn_velocity
 from sinkflow.sinkhorn import check_problem
-from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
+from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike, widened
 
 
 class Warm(NamedTuple):
@@ -201,15 +204,52 @@ def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self,
     return state, trajectory, info
 
 
+def check_step_sizes(step_sizes: Array | np.ndarray | Sequence) -> Array:
+    """Steps of a flow [flow time] as a vector, checked; of traced ones only shape and dtype.
+
+    Args:
+      step_sizes: one number for each step, in an array or a list.
+
+    Returns:
+      The steps [steps] in their own dtype from float32 up, else in the default one: times are
+      sums of them.
+
+    Raises:
+      ValueError: no numbers, none at all, another shape, or outside a trace a step that is not
+        in (0, 1].
+    """
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(step_sizes))
+    try:
+        sizes = jnp.asarray(step_sizes) if traced else np.asarray(step_sizes)
+    except (TypeError, ValueError):  # rows of different lengths, for one
+        raise ValueError(f"step_sizes is {step_sizes!r}; give one number for each step") from None
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise ValueError(
+            f"step_sizes has shape {sizes.shape}; give one number for each step, [steps], and at "
+            "least one step"
+        )
+    if not any(jnp.issubdtype(sizes.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(f"step_sizes has dtype {sizes.dtype}; steps of the flow are real numbers")
+    # Traced or not, the values that are checked are those that are used.
+    sizes = sizes.astype(widened(sizes.dtype))
+    if not traced and not np.all((sizes > 0) & (sizes <= 1)):
+        raise ValueError(f"step_sizes is {sizes}; steps of the flow lie in (0, 1]")
+    return jnp.asarray(sizes)
+
+
 def step_sizes(step_size: float | int, num_steps: int, *, full_last: bool = False) -> Array:
     """Equal steps [flow time]; ``full_last`` makes the last one 1: x + v, the target itself.
 
     Raises:
-      ValueError: step_size outside (0, 1] or num_steps < 1.
+      ValueError: step_size outside (0, 1], or num_steps no whole number from 1 up.
     """
     if not 0 < step_size <= 1:
         raise ValueError(f"step_size is {step_size}; a step of the flow is in (0, 1]")
-    if num_steps < 1:
+    try:
+        count = operator.index(num_steps)
+    except TypeError:
+        raise ValueError(f"num_steps is {num_steps}; it must be a whole number") from None
+    if count < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
-    sizes = jnp.full(num_steps, step_size)
+    sizes = jnp.full(count, step_size, float)
     return sizes.at[-1].set(1.0) if full_last else sizes

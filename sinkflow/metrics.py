@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import ot
 import scipy.spatial
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.neighbors import NearestNeighbors
 
+SUM_ERROR = 1e-5  # of probabilities; those of float32 are off by less
 ITERATIONS = 10**7  # of the network simplex; POT's default stops short at a few thousand points
+DIGITS_LOST = 4 * np.finfo(np.float64).eps  # a coordinate, in squares of distances by products
 ROWS = 500  # of a matrix of kernels or distances that is held at a time
 
 
@@ -32,18 +32,19 @@ def wasserstein2(x: Any, y: Any) -> float:
       y: samples [m, d].
 
     Raises:
-      ValueError: not two clouds of one dimension, or non-finite samples.
+      ValueError: not two clouds of one dimension, non-finite samples, or a distance beyond
+        float64.
       RuntimeError: the network simplex did not finish.
 
     Source:
       Network simplex of POT (``ot.emd2``), in float64 on one core.
     """
-    x, y = _pair(x=x, y=y)
+    x, y, unit = _in_unit(*_pair(x=x, y=y))  # else coordinates of 1e160 have infinite squares
     cost = scipy.spatial.distance.cdist(x, y, "sqeuclidean")
     value, log = ot.emd2([], [], cost, numItermax=ITERATIONS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"exact OT of {len(x)} x {len(y)} points failed: {log['warning']}")
-    return float(np.sqrt(max(value, 0.0)))
+    return _within_float64("the distance", np.sqrt(max(value, 0.0)) * unit)
 
 
 def wasserstein2_many(pairs: Sequence[tuple[Any, Any]], progress: Callable = iter) -> list[float]:
@@ -69,22 +70,29 @@ def frechet_distance(x: Any, y: Any) -> float:
     .. math:: \|m_x - m_y\|^2 + \mathrm{tr}(S_x + S_y - 2 (S_x^{1/2} S_y S_x^{1/2})^{1/2})
 
     Args:
-      x: features [n, d].
-      y: features [m, d].
+      x: features [n, d], at least two.
+      y: features [m, d], at least two.
 
     Returns:
-      The squared distance [feature units^2], as FID reports it.
+      The squared distance [feature units^2], as FID reports it; never below zero.
+
+    Raises:
+      ValueError: fewer than two samples, which have no covariance, or a distance beyond float64.
 
     Source:
       Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500.
     """
     x, y = _pair(x=x, y=y)
+    _check_two("a covariance", x=x, y=y)
+    x, y, unit = _in_unit(x, y)
     covariance_x, covariance_y = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
     values, vectors = np.linalg.eigh(covariance_x)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_y @ root), 0)).sum()
     shift = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)
-    return float(shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * cross)
+    value = shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * cross
+    # Of equal sets the rounding alone is left, of either sign.
+    return _within_float64("the squared distance", max(float(value), 0.0) * unit * unit)
 
 
 def kernel_distance(x: Any, y: Any) -> float:
@@ -106,15 +114,14 @@ def kernel_distance(x: Any, y: Any) -> float:
       Binkowski et al. 2018, arXiv:1801.01401.
     """
     x, y = _pair(x=x, y=y)
-    for name, count in (("x", len(x)), ("y", len(y))):
-        if count < 2:
-            raise ValueError(f"{name} has {count} sample; the unbiased distance needs at least 2")
+    _check_two("the unbiased distance", x=x, y=y)
     within = [
         (_kernel_sum(z, z) - np.sum((np.sum(z * z, axis=1) / z.shape[1] + 1) ** 3))
         / (len(z) * (len(z) - 1))
         for z in (x, y)
     ]
-    return float(sum(within) - 2 * _kernel_sum(x, y) / (len(x) * len(y)))
+    value = sum(within) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    return _within_float64("the kernel distance", value)
 
 
 def precision_recall_coverage(
@@ -137,17 +144,21 @@ def precision_recall_coverage(
     Raises:
       ValueError: no more points than neighbours.
 
+    Numerics:
+      All distances are sums of squared differences: one pair of points has the same distance
+      wherever it comes up, so that copies lie in the balls that end at them.
+
     Source:
       Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2 (precision and recall); Naeem et
       al. 2020, arXiv:2002.09797 (coverage).
     """
-    real, generated = _pair(real=real, generated=generated)
+    real, generated, _ = _in_unit(*_pair(real=real, generated=generated))
     real_radii, wide_radii = _radii("real", real, neighbours, coverage_neighbours)
     (radii,) = _radii("generated", generated, neighbours)
     precise, recalled, covered = np.zeros(len(generated), bool), [], []
     for start in range(0, len(real), ROWS):
         rows = slice(start, start + ROWS)
-        distances = euclidean_distances(real[rows], generated)
+        distances = _squares(real[rows], generated)
         precise |= np.any(distances <= real_radii[rows, None], axis=0)
         recalled.append(np.any(distances <= radii, axis=1))
         covered.append(distances.min(axis=1) <= wide_radii[rows])
@@ -161,11 +172,31 @@ def nearest(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     Numerics:
       Found by brute force over matrix products, because trees are of no use in hundreds of
       dimensions: 10,000 against 60,000 images of 784 pixels take 10 to 20 s on two cores.
-      The distance itself is of the difference, and so exactly zero for a copy.
+      What these cannot tell apart is compared once more by differences, and so is the distance
+      itself: it is exactly zero for a copy, however far from the origin.
     """
-    x, y = _pair(x=x, y=y)
-    index = pairwise_distances_argmin(x, y)
-    return np.linalg.norm(x - y[index], axis=1), index
+    x, y, unit = _in_unit(*_pair(x=x, y=y))
+    centre = y.mean(axis=0)
+    moved, sizes = y - centre, np.sum((y - centre) ** 2, axis=1)
+    blocks = (x[start : start + ROWS] for start in range(0, len(x), ROWS))
+    index = np.concatenate([_nearest(block, y, centre, moved, sizes) for block in blocks])
+    distances = np.linalg.norm(x - y[index], axis=1) * unit
+    _within_float64("the largest distance", distances.max())
+    return distances, index
+
+
+def _nearest(x, y, centre, moved, sizes):
+    """Indices of the nearest y of a block; ``moved`` is y - ``centre``, ``sizes`` its squares."""
+    around = x - centre
+    squares = euclidean_distances(around, moved, Y_norm_squared=sizes[None], squared=True)
+    # Each square is off by its share of the terms that cancel in it: sizes, and the centre's own.
+    terms = np.sum(around**2, axis=1)[:, None] + sizes.max()
+    close = squares <= squares.min(axis=1, keepdims=True) + DIGITS_LOST * x.shape[1] * terms
+    index = squares.argmin(axis=1)
+    for row in np.flatnonzero(close.sum(axis=1) > 1):
+        candidates = np.flatnonzero(close[row])
+        index[row] = candidates[_squares(x[row : row + 1], y[candidates])[0].argmin()]
+    return index
 
 
 def memorised(generated: Any, real: Any, quantile: float = 0.01) -> float:
@@ -178,13 +209,47 @@ def memorised(generated: Any, real: Any, quantile: float = 0.01) -> float:
 
     Returns:
       A share in [0, 1]; other real samples would have ``quantile``, and copies 1.
+
+    Raises:
+      ValueError: no distances, distances that are NaN or negative, or a quantile outside [0, 1].
     """
-    return float(np.mean(np.asarray(generated) < np.quantile(real, quantile)))
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile is {quantile}; it lies in [0, 1]")
+    generated, real = _distances("generated", generated), _distances("real", real)
+    return float(np.mean(generated < np.quantile(real, quantile)))
 
 
 def total_variation(p: Any, q: Any) -> float:
-    """Total variation distance between two probability vectors, in [0, 1]."""
-    return float(0.5 * np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum())
+    """Total variation distance between two probability vectors, in [0, 1].
+
+    Raises:
+      ValueError: other shapes, or what is no probability vector: counts, for one.
+    """
+    p, q = _probabilities("p", p), _probabilities("q", q)
+    if p.shape != q.shape:
+        raise ValueError(f"p and q have shapes {p.shape} and {q.shape}; they must be the same")
+    return float(0.5 * np.abs(p - q).sum())
+
+
+def _probabilities(name, values) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not np.all(values >= 0) or not abs(values.sum() - 1) <= SUM_ERROR:
+        raise ValueError(
+            f"{name} has shape {values.shape}, sum {values.sum():.6g} and least entry "
+            f"{np.min(values, initial=np.inf):.6g}; a probability vector is [classes], "
+            "non-negative and sums to 1"
+        )
+    return values
+
+
+def _distances(name, values) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size or not np.all(values >= 0):
+        raise ValueError(
+            f"{name} has shape {values.shape} and {int(np.sum(~(values >= 0)))} entries that are "
+            "no distances; give at least one distance, [samples], none NaN or negative"
+        )
+    return values
 
 
 def _pair(**clouds) -> tuple[np.ndarray, np.ndarray]:
@@ -205,15 +270,46 @@ def _kernel_sum(x, y):
 
 
 def _radii(name, points, *counts):
-    """Distance of every point to its k-th nearest other point, for each k of ``counts``."""
+    """Squared distance of every point to its k-th nearest other one, for each k of ``counts``."""
     if not 1 <= min(counts) <= max(counts) < len(points):
         raise ValueError(
             f"{name} has {len(points)} samples and neighbours are {counts}; "
             "they must be at least 1 and fewer than the samples"
         )
-    search = NearestNeighbors(n_neighbors=max(counts), algorithm="brute").fit(points)
-    distances, _ = search.kneighbors()  # without points: of the fitted ones, but not to themselves
-    return [distances[:, count - 1] for count in counts]
+    nearby = []
+    for start in range(0, len(points), ROWS):
+        squares = _squares(points[start : start + ROWS], points)
+        own = np.arange(len(squares))
+        squares[own, start + own] = np.inf  # the point itself; its copies count
+        nearby.append(np.partition(squares, [count - 1 for count in counts], axis=1))
+    return [np.concatenate([block[:, count - 1] for block in nearby]) for count in counts]
+
+
+def _squares(x, y):
+    """Squared distances [n, m] by differences: alike for equal pairs, zero for copies."""
+    return scipy.spatial.distance.cdist(x, y, "sqeuclidean")
+
+
+def _in_unit(x, y):
+    """Both clouds in a unit in which squares neither overflow nor vanish, and that unit.
+
+    A power of two, so that no digit changes on the way there and back.
+    """
+    largest = max(np.max(np.abs(x)), np.max(np.abs(y)))
+    unit = 2.0 ** (float(np.frexp(largest)[1]) - 1) if largest > 0 else 1.0
+    return x / unit, y / unit, unit
+
+
+def _within_float64(what, value) -> float:
+    if not np.isfinite(value):
+        raise ValueError(f"{what} is beyond float64's range; scale the samples down first")
+    return float(value)
+
+
+def _check_two(what, **clouds):
+    for name, samples in clouds.items():
+        if len(samples) < 2:
+            raise ValueError(f"{name} has {len(samples)} sample; {what} needs at least 2")
 
 
 def _samples(name, values) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sinkflow.types import Array, Float
+from sinkflow.types import Array, Float, check_shape, widened
 
 
 class VelocityMLP(nn.Module):
@@ -14,6 +14,9 @@ class VelocityMLP(nn.Module):
     Attributes:
       hidden_dims: width of each hidden layer.
       num_frequencies: sines and cosines of t at periods 4, 2, 1, 1/2, ... [flow time].
+
+    Raises:
+      ValueError: at trace time, if ``x`` is not [n, d], ``t`` not [n], or a width below 1.
     """
 
     hidden_dims: Sequence[int] = (256, 256, 256)
@@ -21,7 +24,11 @@ class VelocityMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"], t: Float[Array, "n"]) -> Float[Array, "n d"]:
-        phase = t[:, None] * (0.5 * jnp.pi * 2.0 ** jnp.arange(self.num_frequencies))[None, :]
+        _check_vectors(x)
+        check_shape("t", t, x.shape[:1], "one time for each of x")
+        x, t = (leaf.astype(widened(x.dtype)) for leaf in (x, t))
+        powers = 2.0 ** jnp.arange(self.num_frequencies, dtype=t.dtype)
+        phase = t[:, None] * (0.5 * jnp.pi * powers)[None, :]
         time = jnp.concatenate([t[:, None], jnp.sin(phase), jnp.cos(phase)], axis=1)
         h = jnp.concatenate([x, time], axis=1)
         h = _hidden(h, self.hidden_dims)  # before the output layer: layers are named as they come
@@ -34,6 +41,9 @@ class TimePredictorMLP(nn.Module):
     Attributes:
       hidden_dims: width of each hidden layer.
 
+    Raises:
+      ValueError: at trace time, if ``x`` is not [n, d], or a width below 1.
+
     Source: the phase-transition time predictor of arXiv:2401.14069.
     """
 
@@ -41,12 +51,22 @@ class TimePredictorMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n"]:
+        _check_vectors(x)
         return nn.sigmoid(nn.Dense(1)(_hidden(x, self.hidden_dims))[:, 0])
 
 
 def _hidden(h, widths):
     """Dense layers with SiLU, residual where the width stays; called inside a compact module."""
+    if not all(width == int(width) and width >= 1 for width in widths):
+        raise ValueError(
+            f"hidden_dims is {tuple(widths)}; widths are whole numbers, at least 1 each"
+        )
     for width in widths:
         h_next = nn.silu(nn.Dense(width)(h))
         h = h + h_next if h.shape == h_next.shape else h_next
     return h
+
+
+def _check_vectors(x):
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}; networks for vectors take [n, d]")

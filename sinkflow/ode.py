@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sinkflow.types import Array, Float, ScalarLike
+from sinkflow.types import Array, Float, ScalarLike, check_shape, widened
 
 ApplyFn = Callable[..., Array]  # (params, x [n, d], t [n]) -> velocity [n, d]
 
@@ -60,12 +60,12 @@ def num_steps(nfe: int, method: str = "euler") -> int:
       ValueError: unknown method, nfe < 1, or nfe not a multiple of the method's stages.
     """
     count = _stages(method)
-    if nfe < 1 or nfe % count:
+    if nfe < 1 or nfe % count or nfe != int(nfe):
         raise ValueError(
             f"nfe is {nfe}; {method} spends {count} evaluations a step, "
             "so nfe must be a positive multiple of that"
         )
-    return nfe // count
+    return int(nfe) // count
 
 
 def _stages(method):
@@ -101,8 +101,14 @@ def integrate(
       power: step k of K starts at (k/K)^power of the way. Above 1 the first steps are the
         short ones, which pays where paths part early, between the modes of a target.
 
+    Returns:
+      Particles [n, d] in the dtype of ``x``. All in between is in float32 at least: the field is
+      called with such x and t, and its velocity is taken in the same.
+
     Raises:
-      ValueError: as :func:`num_steps`; outside a trace also power <= 0.
+      ValueError: as :func:`num_steps`; a field of another shape than x, t0 or t1 that are neither
+        one number nor one for each particle, nfe in an array of anything but one integer; outside
+        a trace also power <= 0.
     """
     return advance(apply_fn, params, x, None, t0=t0, t1=t1, nfe=nfe, method=method, power=power)[0]
 
@@ -127,10 +133,15 @@ def advance(
 
     Returns:
       Particles at ``t1`` [n, d], and ``last`` for the next part.
+
+    Raises:
+      ValueError: as :func:`integrate`.
     """
     given = (apply_fn, params, x, last, t0, t1, power)
     _check_power(power)
     if isinstance(nfe, jax.Array):
+        if nfe.shape or not jnp.issubdtype(nfe.dtype, jnp.integer):
+            raise ValueError(f"nfe has shape {nfe.shape} and dtype {nfe.dtype}; it is one integer")
         return _count(*given, nfe // _stages(method), method)
     return _scan(*given, num_steps(nfe, method), method)[:2]
 
@@ -150,46 +161,68 @@ def trajectory(
     steps = num_steps(nfe, method)
     _check_power(power)
     states = _scan(apply_fn, params, x, None, t0, t1, power, steps, method, keep=True)[2]
-    return jnp.concatenate([x[None], states])
+    return jnp.concatenate([x[None].astype(states.dtype), states])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8), static_argnames="keep")
 def _scan(apply_fn, params, x, last, t0, t1, power, steps, method, keep=False):
+    given, x = _result_dtype(x), _wide(x)
     step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
-    places = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** power
+    places = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** jnp.asarray(power, x.dtype)
 
     def body(carry, ends):
         carry = step(carry, *ends)
-        return carry, (carry[0] if keep else None)
+        return carry, (carry[0].astype(given) if keep else None)
 
     (x, last), states = jax.lax.scan(body, carry, (places[:-1], places[1:]))
-    return x, last, states
+    return x.astype(given), last, states
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8))
 def _count(apply_fn, params, x, last, t0, t1, power, steps, method):
+    given, x = _result_dtype(x), _wide(x)
     step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
+    count, power = (jnp.asarray(value).astype(x.dtype) for value in (steps, power))
 
     def body(k, carry):
-        here, there = ((jnp.asarray(place, x.dtype) / steps) ** power for place in (k, k + 1))
+        here, there = ((jnp.asarray(place, x.dtype) / count) ** power for place in (k, k + 1))
         return step(carry, here, there)
 
-    return jax.lax.fori_loop(0, steps, body, carry)
+    x, last = jax.lax.fori_loop(0, steps, body, carry)
+    return x.astype(given), last
 
 
 def _stepper(apply_fn, params, x, last, t0, t1, method):
     """A step ``(carry, here, there)`` between two shares of the way, and the first carry."""
-    t0, t1 = (jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1]) for t in (t0, t1))
+    for name, t in (("t0", t0), ("t1", t1)):
+        if jnp.ndim(t):
+            check_shape(name, t, x.shape[:1], "one time for each of x, or one number for all")
+    t0, t1 = (jnp.broadcast_to(jnp.asarray(t).astype(x.dtype), x.shape[:1]) for t in (t0, t1))
     if last is None:
         last = (jnp.zeros_like(x), jnp.zeros_like(t0)) if method == "ab2" else ()
+
+    def field(x, t):
+        velocity = apply_fn(params, x, t)
+        check_shape("the field", velocity, x.shape, "x has")
+        return velocity.astype(x.dtype)
 
     def step(carry, here, there):
         start, end = (t0 + place * (t1 - t0) for place in (here, there))
         x, last = carry
-        given = (functools.partial(apply_fn, params), x, start, end - start)
+        given = (field, x, start, end - start)
         return ab2(*given, last) if method == "ab2" else (ONE_STEP[method](*given), last)
 
     return step, (x, last)
+
+
+def _wide(x):
+    """Particles in the precision that they are moved in."""
+    return x.astype(widened(x.dtype))
+
+
+def _result_dtype(x):
+    """The dtype of the moved particles: that of ``x``, or of what integers become."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else widened(x.dtype)
 
 
 def _check_power(power):

@@ -1,7 +1,7 @@
 """Trajectory pool: rows (x, t, velocity) of many flows, resident on the device."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sinkflow import costs, flow, interpolants
-from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike
+from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike, check_shape, widened
 
 Sampler = Callable[[PRNGKey, int], Array]
 TIMES = ("geodesic", "flow")
+SAMPLED = ("source", "target")
 
 
 class Pool(NamedTuple):
@@ -54,7 +55,7 @@ def build(
     num_clouds: int,
     num_particles: int,
     epsilon: ScalarLike,
-    step_sizes: Float[Array, "steps"],
+    step_sizes: Array | np.ndarray | Sequence,
     time: str = "geodesic",
     clouds_per_call: int = 1,
     threshold: ScalarLike = 1e-3,
@@ -69,12 +70,13 @@ def build(
 
     Args:
       key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
-      source: ``(key, n) -> [n, d]``.
+      source: ``(key, n) -> [n, d]``, every point finite.
       target: likewise.
       num_clouds: pairs of clouds, one flow each.
       num_particles: particles in each cloud.
       epsilon: entropic regularisation [length^2].
-      step_sizes: of the flow [flow time]; in geodesic time the last one must be 1.
+      step_sizes: of the flow [flow time], see :func:`sinkflow.flow.check_step_sizes`; in geodesic
+        time the last one must be 1. Times of the pool have their dtype.
       time: "geodesic" (s in [0, 1], 1 - s_{k+1} = (1 - s_k)(1 - step)) or "flow" (the
         paper's t_k, the sum of steps).
       clouds_per_call: clouds simulated side by side; they wait for the slowest solve.
@@ -82,14 +84,16 @@ def build(
       max_iterations: cap on each solve's iterations.
       independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
       storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
-      dtype: of the positions and velocities that are kept, default the clouds' own. A pool of
-        images in float16 takes half the memory; :func:`sample` computes in full precision.
+      dtype: of the positions and velocities that are kept, floating, default the clouds' own. A
+        pool of images in float16 takes half the memory; :func:`sample` computes in full precision.
       allow_unconverged: keep the pool even if some solves did not converge.
       progress: wraps the iteration over calls, for a progress bar.
 
     Raises:
-      ValueError: unknown time, no clouds or particles, epsilon <= 0, or geodesic time
-        without a full last step.
+      ValueError: unknown time, no clouds or particles, epsilon <= 0, steps that
+        :func:`sinkflow.flow.check_step_sizes` refuses, geodesic time without a full last step, a
+        dtype that is not floating, or a sampler that gives another shape or points that are not
+        finite.
       RuntimeError: some solves did not converge (unless allowed), with their count and
         the worst marginal error.
 
@@ -102,19 +106,19 @@ def build(
     costs.check_positive("epsilon", epsilon)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
-    if time not in TIMES:
-        raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
-    sizes = np.asarray(step_sizes)
-    if not np.all((sizes > 0) & (sizes <= 1)):
-        raise ValueError(f"step_sizes is {sizes}; steps of the flow lie in (0, 1]")
+    _check_time(time)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {jnp.dtype(dtype)}; positions are kept in a floating dtype")
+    step_sizes = flow.check_step_sizes(step_sizes)
     if time == "geodesic" and float(step_sizes[-1]) != 1:
         raise ValueError(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
-    pools, infos = [], []
+    pools, infos, finite = [], [], []
     for first in progress(range(0, num_clouds, clouds_per_call)):
         indices = jnp.arange(first, first + clouds_per_call)
         x, y = draw_clouds(key, source, target, indices, num_particles)
+        finite.append(_all_finite(x, y))  # looked at below: asking now would wait for the device
         trajectory, info = _simulate(
             x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
         )
@@ -122,6 +126,7 @@ def build(
         del trajectory  # before the next one is made beside it
         infos.append(info)
     info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
+    _check_finite(np.concatenate(jax.device_get(finite)))
     if not (allow_unconverged or info.converged.all()):
         failed = int(np.sum(~info.converged))
         raise RuntimeError(
@@ -139,13 +144,52 @@ def draw_clouds(
     indices: Int[Array, "clouds"],
     num_particles: int,
 ) -> tuple[Float[Array, "clouds n d"], Float[Array, "clouds n d"]]:
-    """Source and target clouds of these numbers, the ones that :func:`build` starts from."""
+    """Source and target clouds of these numbers, the ones that :func:`build` starts from.
+
+    Raises:
+      ValueError: a sampler that gives something else than ``[num_particles, d]``.
+    """
 
     def one(index):
-        key_x, key_y = jax.random.split(jax.random.fold_in(key, index))
-        return source(key_x, num_particles), target(key_y, num_particles)
+        keys = jax.random.split(jax.random.fold_in(key, index))
+        return tuple(
+            _checked_cloud(name, sampler(key, num_particles), num_particles)
+            for name, sampler, key in zip(SAMPLED, (source, target), keys, strict=True)
+        )
 
     return jax.vmap(one)(indices)
+
+
+def _checked_cloud(name, cloud, num_particles):
+    if jnp.ndim(cloud) != 2 or len(cloud) != num_particles:
+        raise ValueError(
+            f"{name} gave shape {jnp.shape(cloud)} for {num_particles} particles; a sampler gives "
+            f"[{num_particles}, dimension]"
+        )
+    return cloud
+
+
+@jax.jit
+def _all_finite(x, y):
+    """Which clouds [clouds, 2], source and target, are finite throughout."""
+    return jnp.stack([jnp.all(jnp.isfinite(cloud), axis=(1, 2)) for cloud in (x, y)], axis=1)
+
+
+def _check_finite(finite):
+    """Raises ValueError that names the samplers of the clouds [clouds, 2] that are not finite."""
+    bad = [
+        f"{name} gave points that are not finite in {np.sum(~drawn)} of {len(drawn)} clouds, "
+        f"first in cloud {np.argmin(drawn)}"
+        for name, drawn in zip(SAMPLED, finite.T, strict=True)
+        if not drawn.all()
+    ]
+    if bad:
+        raise ValueError(f"{'; '.join(bad)}: mend the sampler, the flow only passes them on")
+
+
+def _check_time(time):
+    if time not in TIMES:
+        raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
 
 
 @functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
@@ -190,9 +234,14 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
 
     Source: Lipman et al. 2023, arXiv:2210.02747; with optimal pairs Tong et al. 2024,
     arXiv:2302.00482.
+
+    Raises:
+      ValueError: ``x0`` and ``x1`` of different shapes.
     """
-    zeros = jnp.zeros((x0.shape[0], 1), x0.dtype)
+    check_shape("x1", x1, x0.shape, "x0")
+    zeros = jnp.zeros((x0.shape[0], 1), widened(x0.dtype))
     start, velocity = interpolants.straight(x0, x1, zeros[:, 0])
+    start, velocity = (leaf.astype(x0.dtype) for leaf in (start, velocity))
     return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
 
@@ -214,7 +263,15 @@ def sample(
         field is hardest to learn. In flow time every stored state is as likely as any other.
       start: share of a path's time, in [0, 1), before which no row lies; u^power then counts
         from there. Of no effect in flow time.
+
+    Raises:
+      ValueError: batch_size < 1; outside a trace also power <= 0 or a start outside [0, 1).
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    costs.check_positive("power", power)
+    if not isinstance(start, jax.core.Tracer) and not 0 <= start < 1:
+        raise ValueError(f"start is {start}; it is a share of a path's time, in [0, 1)")
     key_row, key_time = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
     u = jax.random.uniform(key_time, (batch_size,), pool.t.dtype)
@@ -247,15 +304,24 @@ def abstract_info(clouds: int, steps: int) -> Any:
 
 def summary(info: PoolInfo) -> dict[str, float | int | list[float]]:
     """A pool's certificates in numbers; neighbours are the mean of each step of the flow."""
+    # On the host, in float64: means of arrays that a checkpoint brought back onto the device would
+    # be taken there, in its precision, and a resumed run would end with other last digits.
+    error, neighbours, iterations = (np.asarray(leaf, np.float64) for leaf in info[1:])
     return {
         "solves": int(np.size(info.converged)),
         "unconverged": int(np.sum(~np.asarray(info.converged))),
-        "worst_marginal_error": float(np.max(info.marginal_error)),
-        "mean_iterations": float(np.mean(info.num_iterations)),
-        "neighbours": np.mean(info.neighbours, axis=0, dtype=np.float64).tolist(),
+        "worst_marginal_error": float(np.max(error)),
+        "mean_iterations": float(np.mean(iterations)),
+        "neighbours": np.mean(neighbours, axis=0).tolist(),
     }
 
 
-def horizon(step_sizes: Float[Array, "steps"], time: str) -> float:
-    """The time at which a field trained on such a pool ends: 1, or the sum of the steps."""
-    return 1.0 if time == "geodesic" else float(np.sum(np.asarray(step_sizes, np.float64)))
+def horizon(step_sizes: Array | np.ndarray | Sequence, time: str) -> float:
+    """The time at which a field trained on such a pool ends: 1, or the sum of the steps.
+
+    Raises:
+      ValueError: unknown time, or steps that :func:`sinkflow.flow.check_step_sizes` refuses.
+    """
+    _check_time(time)
+    steps = np.asarray(flow.check_step_sizes(step_sizes), np.float64)
+    return 1.0 if time == "geodesic" else float(np.sum(steps))

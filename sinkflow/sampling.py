@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from sinkflow import ode
-from sinkflow.types import Array, Float, ScalarLike
+from sinkflow.types import Array, Float, ScalarLike, check_shape
 
 
 def nsgf(
@@ -94,7 +94,7 @@ def two_phase(
       power: spacing of the steps of both, see :func:`sinkflow.ode.integrate`.
 
     Raises:
-      ValueError: a phase without steps.
+      ValueError: a phase without steps, or a predictor that gives another shape than [n].
 
     Source:
       arXiv:2401.14069, NSGF++.
@@ -103,4 +103,5 @@ def two_phase(
     follow = functools.partial(ode.advance, method=method, power=power)
     x, last = follow(nsgf_fn, params_nsgf, x, None, t1=horizon, nfe=nsgf_steps)
     tau = jax.jit(predictor_fn)(params_predictor, x)
+    check_shape("the predictor", tau, x.shape[:1], "one time for each of x")
     return follow(straight_fn, params_straight, x, last, t0=tau, nfe=straight_steps)[0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sinkflow.types import Array, Int, PRNGKey, Scalar
+from sinkflow.types import Array, Int, PRNGKey, Scalar, check_shape, widened
 
 Step = Callable[..., tuple["TrainState", "TrainInfo"]]
 
@@ -29,7 +29,13 @@ class TrainInfo(NamedTuple):
 
 
 def init(key: PRNGKey, model, optimizer: optax.GradientTransformation, dim: int) -> TrainState:
-    """State of a fresh velocity field for clouds of dimension ``dim``."""
+    """State of a fresh velocity field for clouds of dimension ``dim``.
+
+    Raises:
+      ValueError: dim < 1.
+    """
+    if dim < 1:
+        raise ValueError(f"dim is {dim}; clouds have at least 1 dimension")
     return create(model.init(key, jnp.zeros((1, dim)), jnp.zeros(1)), optimizer)
 
 
@@ -43,18 +49,31 @@ def create(params, optimizer: optax.GradientTransformation) -> TrainState:
 def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
     """Mean over rows of the squared distance between field and velocity [length^2 / time^2].
 
+    Raises:
+      ValueError: at trace time, if the field has another shape than the rows' velocity.
+
     Source: arXiv:2401.14069, velocity-field matching.
     """
-    error = apply_fn(params, rows.x, rows.t) - rows.velocity
+    error = _error("the field", apply_fn(params, rows.x, rows.t), "rows.velocity", rows.velocity)
     return jnp.mean(jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=1))
 
 
 def time_prediction_loss(apply_fn: Callable, params, rows) -> Scalar:
     """Mean over rows of the squared error of the time predicted from the point alone.
 
+    Raises:
+      ValueError: at trace time, if the predicted times have another shape than the rows'.
+
     Source: arXiv:2401.14069, phase-transition time predictor.
     """
-    return jnp.mean((apply_fn(params, rows.x) - rows.t) ** 2)
+    return jnp.mean(_error("the predictor", apply_fn(params, rows.x), "rows.t", rows.t) ** 2)
+
+
+def _error(name, found, other, wanted):
+    """Difference of what a network gives and what it should, in float32 at least."""
+    check_shape(name, found, jnp.shape(wanted), f"{other} has")
+    dtype = widened(found.dtype)
+    return found.astype(dtype) - wanted.astype(dtype)
 
 
 def make_step(
@@ -68,7 +87,12 @@ def make_step(
 
     With ``axis_name`` gradients are averaged over that mapped axis, so that equal shards
     of one batch give the step of the whole batch.
+
+    Raises:
+      ValueError: ema_decay outside [0, 1); at 1 the average would never leave its start.
     """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay is {ema_decay}; the decay of an average lies in [0, 1)")
 
     def step(state: TrainState, rows, *, axis_name: str | None = None):
         loss, gradient = jax.value_and_grad(loss_fn, argnums=1)(apply_fn, state.params, rows)
@@ -95,7 +119,12 @@ def make_steps(step: Step, sample: Callable, num_steps: int) -> Step:
     Returns:
       ``steps(state, (data, key), *, axis_name=None) -> (state, mean info)``; ``key``
       [1] is folded with the step's number, so that a resumed run draws the same rows.
+
+    Raises:
+      ValueError: num_steps that is no whole number from 1 up.
     """
+    if num_steps < 1 or num_steps != int(num_steps):
+        raise ValueError(f"num_steps is {num_steps}; it must be a whole number, at least 1")
 
     def steps(state: TrainState, data, *, axis_name: str | None = None):
         data, key = data

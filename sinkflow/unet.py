@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sinkflow.layers import Conv, GroupNorm
-from sinkflow.types import Array, Float, Int
+from sinkflow.types import Array, Float, Int, check_shape
 
 TIME_SCALE = 1000.0  # the sines below were made for step numbers; flow time runs over [0, 1]
 LONGEST_PERIOD = 10_000.0  # of the sines over 2 pi, in the same unit
@@ -32,14 +32,16 @@ class UNet(nn.Module):
       head_dim: width of an attention head.
       dropout: rate within residual blocks, with ``train=True`` only, which then needs
         ``rngs={"dropout": key}`` (a key of ``impl="rbg"`` is the cheap one on a GPU).
-      num_classes: 0 for a field without labels.
+      num_classes: 0 for a field without labels, which lie in 0 .. num_classes - 1. Others raise an
+        error; traced ones, whose values are not known then, make their images NaN.
       flash: on CUDA attend by cuDNN's fused kernel where it fits (see :func:`_fused`).
       dtype: of activations and products. Parameters, the embedding of time, statistics of
         normalisation, softmax and the result are float32 at any value.
 
     Raises:
       ValueError: at trace time, if images cannot be halved at every level, attention does not
-        fit the heights or widths, or labels and ``num_classes`` do not go together.
+        fit the heights or widths, t or labels are not one for each image, or labels and
+        ``num_classes`` do not go together.
 
     Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, appendix B, with the halving, heads and
     labels of Dhariwal & Nichol 2021, arXiv:2105.05233; the network of arXiv:2401.14069.
@@ -65,6 +67,7 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "n h w c"]:
         _check_image(x, self.multipliers, self.attention)
+        check_shape("t", t, x.shape[:1], "one time for each image of x")
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         condition = Condition(self.channels, self.num_classes)(t, labels)
 
@@ -115,6 +118,9 @@ class ConvTimePredictor(nn.Module):
       widths: of the 3x3 convolutions; the resolution halves after all but the last.
       dtype: as in :class:`UNet`.
 
+    Raises:
+      ValueError: at trace time, if ``x`` are no images [n, h, w, c].
+
     Source: the phase-transition time predictor of arXiv:2401.14069.
     """
 
@@ -123,6 +129,7 @@ class ConvTimePredictor(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+        _check_rank(x)
         h = x
         for number, width in enumerate(self.widths):
             if number > 0:  # "SAME", so that an odd or tiny image keeps its last row
@@ -157,8 +164,23 @@ class Condition(nn.Module):
         width = 4 * self.channels
         h = nn.Dense(width)(nn.silu(nn.Dense(width)(_sinusoids(t, self.channels))))
         if labels is not None:
-            h = h + nn.Embed(self.num_classes, width)(labels)
+            check_shape("labels", labels, t.shape, "one label for each t")
+            h = h + self._embedded(labels, width)
         return nn.silu(h)
+
+    def _embedded(self, labels, width):
+        """Rows of the table of classes; an index beyond its ends would wrap or be clipped."""
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f"labels have dtype {labels.dtype}; classes are numbered by integers")
+        known = (labels >= 0) & (labels < self.num_classes)
+        rows = nn.Embed(self.num_classes, width)(jnp.where(known, labels, 0))
+        if isinstance(known, jax.core.Tracer):
+            return jnp.where(known[:, None], rows, jnp.nan)
+        if not known.all():
+            raise ValueError(
+                f"labels contain {labels[~known][0]}; they lie in 0 .. {self.num_classes - 1}"
+            )
+        return rows
 
 
 class ResidualBlock(nn.Module):
@@ -231,7 +253,13 @@ def _fused(qkv):
     return fits and half and "cuda" in jax.extend.backend.get_backend().platform_version
 
 
+def _check_rank(x):
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}; images are [n, h, w, c]")
+
+
 def _check_image(x, multipliers, attention):
+    _check_rank(x)
     size, factor = x.shape[1:3], 2 ** (len(multipliers) - 1)
     if size[0] % factor or size[1] % factor:
         raise ValueError(

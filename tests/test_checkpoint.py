@@ -183,3 +183,63 @@ def test_a_checkpoint_of_four_devices_is_restored_on_fewer(tmp_path, key, device
     """
     done = process(code, tmp_path, devices, devices=devices)
     assert done.stdout.split() == ["restored", "on", str(devices)], done.stderr
+
+
+def test_nan_in_the_config_equals_itself(tmp_path):
+    config = {"floor": float("nan"), "nested": {"list": [1, float("nan")]}}
+    checkpoint.save(tmp_path, 1, state_of(1), config)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path, state_of(), config), state_of(1))
+    with pytest.raises(ValueError, match=r"floor: nan there, 0\.0 here"):
+        checkpoint.restore(tmp_path, state_of(), {**config, "floor": 0.0})
+    with pytest.raises(ValueError, match="nested"):
+        checkpoint.restore(tmp_path, state_of(), {**config, "nested": {"list": [1]}})
+
+
+def test_an_earlier_step_is_refused_and_the_later_stays(tmp_path):
+    checkpoint.save(tmp_path, 10, state_of(10), CONFIG)
+    with pytest.raises(ValueError, match="holds a checkpoint of step 10, and 5 is before it"):
+        checkpoint.save(tmp_path, 5, state_of(5), CONFIG)
+    assert steps_in(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("step", [1.5, -1, True, "1"])
+def test_steps_are_whole_numbers_from_zero_up(tmp_path, unchecked_shapes, step):
+    with pytest.raises(ValueError, match=f"step is {step!r}; .* whole numbers"):
+        checkpoint.save(tmp_path / "new", step, state_of(), CONFIG)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_dtype_is_refused_and_named(tmp_path):
+    # Orbax alone makes 1e6 an infinity in float16.
+    state = {"b": jnp.array([1e6]), "a": jnp.arange(3)}
+    checkpoint.save(tmp_path, 1, state, CONFIG)
+    like = {**state, "b": jnp.zeros(1, jnp.float16)}
+    with pytest.raises(ValueError, match=r"\['b'\] is float32 there, float16 here"):
+        checkpoint.restore(tmp_path, like, CONFIG)
+
+
+def test_dtypes_are_compared_leaf_by_leaf_in_every_container(tmp_path):
+    # Orbax sorts the fields of a named tuple; in order its t would be compared with x.
+    leaves = (np.zeros(2, dtype) for dtype in (np.float16, np.float32, np.int32, np.uint8))
+    state = {"pool": pool.Pool(*leaves), "pair": (np.zeros(1, np.int8), [np.zeros(1, np.int16)])}
+    checkpoint.save(tmp_path, 1, state, CONFIG)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        checkpoint.restore(tmp_path, state, CONFIG), state
+    )
+    other = {**state, "pair": (np.zeros(1, np.int8), [np.zeros(1, np.int32)])}
+    with pytest.raises(ValueError, match="is int16 there, int32 here; restore") as error:
+        checkpoint.restore(tmp_path, other, CONFIG)
+    assert "pool" not in str(error.value)
+
+
+def test_leaves_that_are_no_arrays_are_refused_and_named(tmp_path, key):
+    state = {"rate": 0.1, "count": 3, "key": key, "x": jnp.zeros(2)}
+    wrong = r"\['count'\] is int, \['key'\] is .*, \['rate'\] is float; save numpy.asarray"
+    with pytest.raises(ValueError, match=wrong):
+        checkpoint.save(tmp_path, 1, state, CONFIG)
+    arrays = {"rate": np.float32(0.1), "count": np.asarray(3), "x": jnp.zeros(2)}
+    checkpoint.save(tmp_path, 1, arrays, CONFIG)
+    restored = checkpoint.restore(tmp_path, {**arrays, "count": np.asarray(0)}, CONFIG)
+    assert float(restored["rate"]) == np.float32(0.1) and int(restored["count"]) == 3
+    with pytest.raises(ValueError, match=r"\['rate'\] is float"):
+        checkpoint.restore(tmp_path, {**arrays, "rate": 0.1}, CONFIG)

@@ -224,3 +224,26 @@ def test_digits_are_scaled_images_with_labels():
     grey, digit = load_digits(return_X_y=True)
     np.testing.assert_array_equal(8 * (images + 1), grey)
     np.testing.assert_array_equal(labels, digit)
+
+
+@pytest.mark.parametrize("bits", [0, 255, 2**32 - 256, 2**32 - 1])
+def test_stratified_gaussian_is_finite_at_both_ends_of_its_bits(key, monkeypatch, bits):
+    # Rounded to 24 bits, the largest cell's centre was 1 in float32, and its quantile infinite.
+    shift = lambda key, shape, dtype: jnp.full(shape, bits, dtype)
+    monkeypatch.setattr(jax.random, "bits", shift)
+    point = np.asarray(data.gaussian.__wrapped__(key, 1, stratified=True))
+    end = scipy.stats.norm.ppf(2.0**-24) if bits < 2**31 else -scipy.stats.norm.ppf(2.0**-24)
+    np.testing.assert_allclose(point, np.full((1, 2), end), rtol=1e-6)
+
+
+def test_stratified_gaussian_of_the_key_that_gave_infinity():
+    points = data.gaussian(jax.random.key(2540), 2048, stratified=True)
+    assert np.all(np.isfinite(points)) and np.max(np.abs(points)) < 5.3
+
+
+@both
+@pytest.mark.parametrize("name", data.SAMPLERS)
+def test_samplers_are_finite_for_many_keys_and_allow_strict_promotion(key, name, kind):
+    with jax.numpy_dtype_promotion("strict"):
+        clouds = jax.vmap(lambda key: TABLES[kind][name](key, 512))(jax.random.split(key, 2_000))
+    assert np.all(np.isfinite(clouds))

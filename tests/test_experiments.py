@@ -290,6 +290,11 @@ def test_flags_override_the_smoke_preset(monkeypatch):
         (["--train-steps", "55"], "train_steps is 55; it must be a multiple of 50"),
         (["--checkpoint-every", "30"], "checkpoint_every is 30; it must be a multiple of 50"),
         (["--steps-per-call", "0"], "steps_per_call is 0"),
+        (["--hidden-dims", "0"], "hidden_dims is (0,); each must be at least 1"),
+        (["--learning-rate", "-1"], "learning_rate is -1.0; it lies in (0, inf)"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--ema-decay", "1.5"], "ema_decay is 1.5; it lies in [0, 1)"),
+        (["--row-power", "0"], "row_power is 0.0; it lies in (0, inf)"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(monkeypatch, tmp_path, flags, message):

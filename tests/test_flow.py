@@ -355,3 +355,26 @@ def test_half_precision_does_not_stop_beyond_its_range(seed, cloud):
     x = jax.random.normal(key[0], (256, 784))
     _, _, info = flow.run(x, y, 1.0, flow.step_sizes(0.2, 5), storage="half")
     assert info.converged.all(), info.marginal_error
+
+
+def test_equal_steps_are_floating_whatever_the_numbers():
+    for sizes in (flow.step_sizes(1, 1), flow.step_sizes(1, 3, full_last=True)):
+        assert sizes.dtype == jnp.float32
+    np.testing.assert_array_equal(flow.step_sizes(1, 2), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("sizes", [[0.5, 1], (1,), np.array([0.25]), np.array([0.5], np.float16)])
+def test_checked_steps_keep_their_values_in_float32(sizes):
+    checked = flow.check_step_sizes(sizes)
+    assert isinstance(checked, jax.Array) and checked.dtype == jnp.float32
+    np.testing.assert_array_equal(checked, np.asarray(sizes, np.float32))
+    traced = jax.jit(flow.check_step_sizes)(jnp.asarray(sizes))
+    assert traced.dtype == jnp.float32
+    np.testing.assert_array_equal(traced, checked)
+
+
+def test_checked_steps_keep_float64():
+    with jax.enable_x64(True):
+        assert flow.check_step_sizes(np.array([0.1])).dtype == jnp.float64
+        assert flow.check_step_sizes(jnp.array([0.1], jnp.float32)).dtype == jnp.float32
+        assert flow.check_step_sizes([0.1]).dtype == jnp.float64

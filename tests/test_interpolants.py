@@ -37,3 +37,24 @@ def test_rows_of_a_pool_of_pairs_are_the_straight_path(key):
     np.testing.assert_allclose(rows.x, x, atol=1e-5)
     np.testing.assert_allclose(rows.velocity, velocity, atol=1e-5)
     assert len(set(pair.tolist())) == 5
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_images_are_scaled_along_their_batch_axis(key, path):
+    x0, x1 = jax.random.normal(key, (2, 4, 4, 4, 3))
+    t = jnp.array([0.0, 0.3, 0.7, 1.0])
+    expected = path(x0.reshape(4, -1), x1.reshape(4, -1), t)
+    for image, vector in zip(path(x0, x1, t), expected, strict=True):
+        np.testing.assert_allclose(image, vector.reshape(x0.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_half_precision_is_computed_in_float32_also_under_strict_promotion(key, path):
+    x0, x1 = jax.random.normal(key, (2, 7, 3)).astype(jnp.bfloat16)
+    t = jnp.linspace(0.0, 1.0, 7)
+    expected = path(x0.astype(jnp.float32), x1.astype(jnp.float32), t)
+    with jax.numpy_dtype_promotion("strict"):
+        found = path(x0, x1, t)
+    for leaf, wanted in zip(found, expected, strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, wanted)

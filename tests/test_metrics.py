@@ -289,3 +289,55 @@ def test_an_unfinished_simplex_raises(rng, monkeypatch):
     monkeypatch.setattr(metrics, "ITERATIONS", 3)
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="exact OT of 60 x 60 points"):
         metrics.wasserstein2(rng.normal(size=(60, 2)), rng.normal(size=(60, 2)))
+
+
+def test_copies_lie_in_the_balls_that_end_at_them(rng):
+    for shift in (0.0, 1e6):
+        points = np.repeat(rng.normal(size=(20, 7)), 8, axis=0) + shift
+        assert metrics.precision_recall_coverage(points, points) == (1, 1, 1)
+        other = points[rng.permutation(len(points))]
+        assert metrics.precision_recall_coverage(points, other) == (1, 1, 1)
+        # Radii are zero: what is no copy is in no ball.
+        assert metrics.precision_recall_coverage(points, points + 1e-3) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(10, 64), (3, 2), (40, 5)])
+def test_frechet_distance_of_a_set_to_itself_is_never_negative(rng, shape):
+    for scale in (1e-6, 1.0, 1e6):
+        x = scale * rng.normal(size=shape)
+        assert 0 <= metrics.frechet_distance(x, x) < 1e-5 * scale**2
+
+
+@pytest.mark.parametrize("scale", [2.0**-600, 2.0**800])
+def test_distances_scale_with_any_unit(rng, scale):
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(25, 3))
+    assert metrics.wasserstein2(scale * x, scale * y) == scale * metrics.wasserstein2(x, y)
+    distance, index = metrics.nearest(x, y)
+    np.testing.assert_array_equal(metrics.nearest(scale * x, scale * y)[0], scale * distance)
+    np.testing.assert_array_equal(metrics.nearest(scale * x, scale * y)[1], index)
+    found = metrics.precision_recall_coverage(scale * x, scale * y)
+    assert found == metrics.precision_recall_coverage(x, y)
+
+
+def test_wasserstein2_of_1e300_is_the_translation():
+    x = np.zeros((4, 2))
+    assert metrics.wasserstein2(x, x + 1e300) == pytest.approx(np.sqrt(2) * 1e300, rel=1e-12)
+
+
+def test_nearest_finds_copies_among_near_ones_far_from_the_origin(rng):
+    cluster = rng.normal(size=(200, 16))
+    # By products alone, 1e-5 apart at 1e4 is lost; with two such clusters no centre helps.
+    near = np.concatenate([1e4 + 1e-5 * cluster[:100], -1e4 + 1e-5 * cluster[100:]])
+    order = rng.permutation(len(near))
+    distance, index = metrics.nearest(near[order], near)
+    np.testing.assert_array_equal(distance, 0)
+    np.testing.assert_array_equal(near[index], near[order])
+    far = 1e8 + cluster
+    np.testing.assert_array_equal(metrics.nearest(far, far)[1], np.arange(200))
+
+
+def test_nearest_does_not_depend_on_the_block(rng, monkeypatch):
+    x, y = rng.normal(size=(23, 4)), np.repeat(rng.normal(size=(9, 4)), 2, axis=0)
+    expected = metrics.nearest(x, y)
+    monkeypatch.setattr(metrics, "ROWS", 5)
+    np.testing.assert_array_equal(metrics.nearest(x, y), expected)

@@ -51,3 +51,12 @@ def test_parameter_count_follows_the_widths(key):
     inputs = 2 + 1 + 2 * 3  # x, t, and a sine and cosine for each frequency
     expected = (inputs + 1) * 8 + (8 + 1) * 8 + (8 + 1) * 2
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_strict_promotion_and_half_precision_are_allowed(key):
+    model, params = initialised(key)
+    x, t = jax.random.normal(key, (6, 2)).astype(jnp.bfloat16), jnp.linspace(0, 1, 6)
+    with jax.numpy_dtype_promotion("strict"):
+        velocity = model.apply(params, x, t)
+    assert velocity.dtype == jnp.float32
+    np.testing.assert_array_equal(velocity, model.apply(params, x.astype(jnp.float32), t))

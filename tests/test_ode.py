@@ -269,3 +269,32 @@ def test_a_new_power_does_not_recompile_and_a_wrong_one_is_named(x):
     assert ode._scan._cache_size() == compiled
     with pytest.raises(ValueError, match=r"power is 0\.0; it must be positive"):
         ode.integrate(pendulum, 2.0, x, nfe=4, power=0.0)
+
+
+@all_methods
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("counted", [False, True])
+def test_half_precision_is_integrated_in_float32_and_given_back(x, method, dtype, counted):
+    seen = []
+
+    def network(params, x, t):  # a network of float32 parameters answers in float32
+        seen.extend((x.dtype, t.dtype))
+        return params * x
+
+    nfe = 4 * ode.STAGES[method]
+    settings = {"nfe": jnp.asarray(nfe) if counted else nfe, "method": method, "power": 1.5}
+    half = x.astype(dtype)
+    expected = ode.integrate(network, 0.3, half.astype(jnp.float32), **settings)
+    with jax.numpy_dtype_promotion("strict"):
+        found = ode.integrate(network, jnp.float32(0.3), half, **settings)
+    assert found.dtype == dtype and {*seen} == {jnp.dtype("float32")}
+    # Rounded twice, at the start and at the end; a step in half precision loses more.
+    np.testing.assert_array_equal(found, expected.astype(dtype))
+    if not counted:
+        assert ode.trajectory(network, 0.3, half, **settings).dtype == dtype
+
+
+def test_a_field_in_half_precision_moves_float32_particles(x):
+    field = lambda params, x, t: x.astype(jnp.bfloat16)
+    for nfe in (2, jnp.asarray(2)):
+        assert ode.integrate(field, 0, x, nfe=nfe, method="ab2").dtype == jnp.float32

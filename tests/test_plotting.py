@@ -85,6 +85,15 @@ def test_image_grid_in_colour_keeps_the_channels():
     np.testing.assert_array_equal(drawn.get_array()[1:, 1:5], np.zeros((4, 4, 3)))
 
 
+@pytest.mark.parametrize("count", [1, 5, 10, 13])
+def test_image_grid_shows_every_image_and_fills_the_last_row_up(count):
+    images = np.ones((count, 4, 4))
+    [drawn] = plotting.image_grid({"all": images}).axes[0].get_images()
+    mosaic = np.asarray(drawn.get_array())
+    assert mosaic.shape[:2] == (-(-count // 10) * 5, 10 * 5)
+    assert mosaic.sum() == images.size  # white pixels; margins and what fills the row are 0
+
+
 def test_class_bars_have_the_height_of_the_shares():
     axis = FIGURES["classes"]().axes[0]
     assert [bar.get_height() for bar in axis.patches] == [0.5, 0.5, 0.4, 0.6]

@@ -232,6 +232,57 @@ def test_impossible_pools_raise(key, changes, message):
         pool.build(key, data.gaussian, data.eight_gaussians, **settings)
 
 
+@pytest.mark.parametrize("sizes", [[0.5, 1], (0.5, 1.0), np.array([0.5, 1], np.float16)])
+def test_steps_come_in_any_container_and_times_in_full_precision(key, sizes):
+    expected, _ = built(key, step_sizes=jnp.array([0.5, 1.0]))
+    rows, _ = built(key, step_sizes=sizes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(rows, expected)
+    chex.assert_trees_all_equal(rows, expected)
+
+
+def test_one_whole_step_makes_a_pool_that_can_be_sampled(key):
+    rows, _ = built(key, step_sizes=flow.step_sizes(1, 1))
+    batch = pool.sample(rows, key, 16)
+    assert batch.t.dtype == jnp.float32 and len(np.unique(batch.t)) > 8
+
+
+def spoiled(sampler, cloud_key):
+    """The sampler with one NaN in the cloud of that key."""
+
+    def sample(key, n):
+        hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(cloud_key))
+        return sampler(key, n).at[3, 0].set(jnp.where(hit, jnp.nan, 0.0))
+
+    return sample
+
+
+@pytest.mark.parametrize("name", ["source", "target"])
+@pytest.mark.parametrize("clouds_per_call", [1, 2])
+def test_a_sampler_that_gives_nan_is_named(key, name, clouds_per_call):
+    samplers = {"source": data.gaussian, "target": data.eight_gaussians}
+    third = jax.random.split(jax.random.fold_in(key, 2))[0 if name == "source" else 1]
+    samplers[name] = spoiled(samplers[name], third)
+    steps = flow.step_sizes(ETA, STEPS, full_last=True)
+    settings = {**SETTINGS, "step_sizes": steps, "clouds_per_call": clouds_per_call}
+    message = f"^{name} gave points that are not finite in 1 of 4 clouds, first in cloud 2: mend"
+    for allow in (False, True):
+        with pytest.raises(ValueError, match=message):
+            pool.build(key, **samplers, **settings, allow_unconverged=allow)
+
+
+def test_strict_promotion_allows_sampling_a_pool(key):
+    with jax.numpy_dtype_promotion("strict"):
+        batch = pool.sample(handmade(key), key, 16, power=2.0, start=0.1)
+    assert batch.x.dtype == jnp.float32
+
+
+def test_times_of_half_precision_pairs_are_float32(key):
+    x0, x1 = jax.random.normal(key, (2, 6, 2)).astype(jnp.bfloat16)
+    rows = pool.from_pairs(x0, x1)
+    assert rows.x.dtype == jnp.bfloat16 and rows.t.dtype == rows.width.dtype == jnp.float32
+    assert pool.sample(rows, key, 4).x.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("time", pool.TIMES)
 def test_abstract_pool_matches_a_built_one(key, time):
     rows, _ = built(key, time)
@@ -262,6 +313,18 @@ def test_summary_by_hand():
         "mean_iterations": 25.0,
         "neighbours": [7.0, 1.5],
     }
+
+
+def test_summary_of_a_restored_pool_is_that_of_a_new_one(key):
+    # As the drivers have them: new ones are NumPy's, restored ones JAX's on the device.
+    random = np.random.default_rng(0)
+    info = pool.PoolInfo(
+        np.ones((64, 8), bool),
+        random.uniform(size=(64, 8)).astype(np.float32),
+        random.uniform(1, 9, size=(64, 8)).astype(np.float32),
+        random.integers(1, 5_000, size=(64, 8)).astype(np.int32),
+    )
+    assert pool.summary(pool.PoolInfo(*map(jnp.asarray, info))) == pool.summary(info)
 
 
 def test_horizon_is_one_or_the_sum_of_steps():

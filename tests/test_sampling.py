@@ -129,3 +129,10 @@ def test_phases_and_predictor_spend_the_evaluations(nfe, settings, steps):
 def test_phases_without_steps_raise(nfe, settings, message):
     with pytest.raises(ValueError, match=message):
         sampling.phase_steps(nfe, **settings)
+
+
+def test_a_predictor_of_another_shape_is_named(x):
+    column = lambda params, x: jnp.full((len(x), 1), 0.5)
+    settings = {"nsgf_steps": 1, "straight_steps": 1}
+    with pytest.raises(ValueError, match=r"predictor has shape \(7, 1\); it must be \(7,\)"):
+        sampling.two_phase(linear, linear, column, (MATRIX, MATRIX, None), x, **settings)

@@ -180,3 +180,31 @@ def test_steps_sample_from_a_pool(key):
     sample = functools.partial(pool.sample, batch_size=4)
     _, info = jax.jit(train.make_steps(step, sample, 1))(state, (rows, key[None]))
     assert float(info.loss) == pytest.approx(2.0)  # a zero field against velocity (1, 1)
+
+
+def test_a_perfect_network_of_another_shape_is_no_loss(key):
+    # Broadcast, [n, 1] against [n] is every pair of rows: a loss of 0.28 for perfect times.
+    rows = batch_of(key)
+    with pytest.raises(ValueError, match=r"predictor has shape \(32, 1\); it must be \(32,\)"):
+        train.time_prediction_loss(lambda params, x: rows.t[:, None], None, rows)
+    assert float(train.time_prediction_loss(lambda params, x: rows.t, None, rows)) == 0
+    line = rows._replace(x=rows.x[:, :1], velocity=rows.velocity[:, :1])
+    with pytest.raises(ValueError, match=r"field has shape \(32,\); it must be \(32, 1\)"):
+        train.velocity_matching_loss(lambda *_: line.velocity[:, 0], None, line)
+    assert float(train.velocity_matching_loss(lambda *_: line.velocity, None, line)) == 0
+
+
+def test_losses_of_half_precision_are_means_in_float32(key):
+    rows = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), batch_of(key))
+    with jax.numpy_dtype_promotion("strict"):
+        loss = train.velocity_matching_loss(lambda *_: jnp.zeros((32, 2)), None, rows)
+    expected = np.mean(np.sum(np.asarray(rows.velocity, np.float64) ** 2, axis=1))
+    assert loss.dtype == jnp.float32 and float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_strict_promotion_allows_training(key):
+    model, optimizer = models.VelocityMLP((8,)), optax.sgd(0.1)  # Adam of optax promotes itself
+    step = jax.jit(train.make_step(model.apply, optimizer, ema_decay=0.9))
+    with jax.numpy_dtype_promotion("strict"):
+        state, info = step(train.init(key, model, optimizer, dim=2), batch_of(key))
+    assert np.isfinite(info.loss) and int(state.step) == 1

@@ -274,3 +274,35 @@ def test_predictor_learns_to_tell_noise_from_a_constant_image(key):
         params, opt_state = step(params, opt_state, jax.random.fold_in(key, number))
     t = model.apply(params, images(jax.random.key(99)))  # images it has not seen
     assert np.mean(np.abs(t - true)) < 0.2
+
+
+@pytest.mark.slow
+def test_labels_beyond_the_classes_are_an_error_or_nan_never_another_class(key):
+    x, t, _ = inputs(key)
+    labels = jnp.array([-1, 3, 2])
+    velocity = applied()(perturbed(parameters()), x, t, labels)
+    expected = applied()(perturbed(parameters()), x, t, jnp.array([0, 1, 2]))
+    assert np.all(np.isnan(velocity[:2]))
+    np.testing.assert_allclose(velocity[2], expected[2], atol=1e-6)
+
+
+def test_labels_beyond_the_classes_are_named(key):
+    condition = unet.Condition(8, 3)
+    params = condition.init(key, jnp.zeros(2), jnp.array([0, 2]))
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"labels contain {wrong}; they lie in 0 .. 2"):
+            condition.apply(params, jnp.zeros(2), jnp.array([0, wrong]))
+
+
+@pytest.mark.parametrize(
+    ("t", "labels", "message"),
+    [
+        (1, 3, r"t has shape \(1,\); it must be \(3,\)"),
+        (3, 1, r"labels has shape \(1,\); it must be \(3,\)"),
+    ],
+)
+def test_one_time_or_label_does_not_serve_several_images(key, unchecked_shapes, t, labels, message):
+    x = jnp.zeros(SIZE)
+    arguments = (x, jnp.zeros(t), jnp.zeros(labels, jnp.int32))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(UNet(**TINY).init, key, *arguments)
