@@ -9,7 +9,7 @@ import numpy as np
 import ot
 import scipy.spatial
 
-from sinkflow import costs
+from sinkflow import inputs
 
 ITERATIONS = 10**7  # of the network simplex; POT's default stops short at a few thousand points
 
@@ -69,11 +69,11 @@ def transport_plan(x: Any, y: Any, a: Any = None, b: Any = None) -> tuple[np.nda
       POT (``ot.emd``), in float64 on one core.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    costs.check_clouds(x, y)
+    inputs.check_clouds(x, y)
     marginals = []
     for name, weights, cloud in (("a", a, x), ("b", b, y)):
         weights = np.full(len(cloud), 1 / len(cloud)) if weights is None else weights
-        costs.check_weights(name, weights, len(cloud))
+        inputs.check_weights(name, weights, len(cloud))
         marginals.append(np.asarray(weights, np.float64))
     cost = _half_squares(x, y)
     plan = _plan(cost, *(weights / weights.sum() for weights in marginals))

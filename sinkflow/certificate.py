@@ -5,13 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, kernel
+from sinkflow import costs, kernel, loops
 from sinkflow.types import Array, Bool, Float, Int, Scalar
 
 # Mean rounding of the exponents (f + g - C) / epsilon that a certificate puts up with: to first
 # order it is the L1 error [mass] of the plan that no marginal shows.
 RESOLVED = 1e-2
-SMALL = 0.3  # exponents below which e^z - 1 - z and its like are taken from their series
 
 
 class SinkhornOutput(NamedTuple):
@@ -53,18 +52,16 @@ def certify(cost: kernel.Cost, f, g, epsilon, a, b, threshold, num_iterations) -
 
     def row_fn(row, f_i):
         exponent = kernel.log_density(row, f_i, g, epsilon)
-        density = jnp.exp(exponent)
-        masses = b * density
-        gap = jnp.sum(b * bregman(exponent, density))
-        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2), gap
+        masses = b * jnp.exp(exponent)
+        return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2)
 
     def column_fn(column, g_j):
         return jnp.sum(a * jnp.exp(kernel.log_density(column, g_j, f, epsilon)))
 
-    sums, information, squares, gaps = kernel.map_rows(row_fn, cost, f)
+    sums, information, squares = kernel.map_rows(row_fn, cost, f)
     column_sums = kernel.map_rows(column_fn, cost.transposed, g)
     error = marginal_error(a, sums - 1, b, column_sums - 1)
-    value = _value(cost, f, g, epsilon, a, b, jnp.sum(a * sums) - 1, jnp.sum(a * gaps))
+    value = _value(cost, f, g, epsilon, a, b, jnp.sum(a * sums) - 1)
     k = min(a.shape[0], b.shape[0])
     row = 0.5 * jnp.sum((cost.x[:k] - cost.y[:k]) ** 2, axis=1)
     diagonal = jnp.exp(kernel.log_density(row, f[:k], g[:k], epsilon))
@@ -91,15 +88,7 @@ def doubted(out: SinkhornOutput, epsilon, a, b, mean_cost) -> SinkhornOutput:
     return out._replace(converged=out.converged & (rounding <= RESOLVED) & finite)
 
 
-def bregman(exponent, density):
-    """e^z - 1 - z of exponents z with their exponentials, without cancellation near 0."""
-    small = jnp.abs(exponent) < SMALL
-    near = jnp.where(small, exponent, 0.0)
-    series = near**2 * (1 / 2 + near * (1 / 6 + near * (1 / 24 + near / 120)))
-    return jnp.where(small, series, density - 1 - exponent)
-
-
-def _value(cost, f, g, epsilon, a, b, excess, gap):
+def _value(cost, f, g, epsilon, a, b, excess):
     r"""The dual objective, second order in the marginal error, in the form that rounds least.
 
     :math:`\langle a, f\rangle + \langle b, g\rangle - \varepsilon(\text{mass} - 1)` loses its
@@ -108,6 +97,16 @@ def _value(cost, f, g, epsilon, a, b, excess, gap):
     them where epsilon is small, since both terms are then far above it.
     """
     mean = costs.mean_of_centred(cost.x, cost.y, a, b)
+
+    def gap_of(cost, f, g, epsilon, a, b):
+        def row_fn(row, f_i):
+            exponent = kernel.log_density(row, f_i, g, epsilon)
+            return jnp.sum(b * (jnp.expm1(exponent) - exponent))
+
+        return jnp.sum(a * kernel.map_rows(row_fn, cost, f))
+
+    # One more pass, which is made only where it is needed.
+    gap = loops.only_if(epsilon > mean, gap_of, cost, f, g, epsilon, a, b)
     dual = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * excess
     return jnp.where(epsilon > mean, mean - epsilon * gap, dual)
 

@@ -340,8 +340,8 @@ def sinkhorn_divergence(
     """
     x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
     other = as_self_cloud(self_cloud, x)
-    limits = check_limits(threshold, max_iterations, x.dtype)
     count = iterations_to_unroll(gradient, max_iterations)
+    limits = check_limits(threshold, max_iterations, x.dtype)
     kernel.check_storage(storage)
     return _divergence(x, y, epsilon, a, b, other, *limits, gradient, count, storage)
 

@@ -104,9 +104,8 @@ def _epsilon_for(name, wanted, bounds, x, y, a, b, threshold, max_iterations):
         raise ValueError(
             f"y has {high} point: {name} is {high} at every epsilon, so none can be found by it"
         )
-    wanted = inputs.as_float(name, wanted)
-    if wanted.ndim:
-        raise ValueError(f"{name} has shape {wanted.shape}; it is one number")
+    if jnp.ndim(wanted):
+        raise ValueError(f"{name} has shape {jnp.shape(wanted)}; it is one number")
     if not isinstance(wanted, jax.core.Tracer) and not low < float(wanted) < high:
         raise ValueError(f"{name} is {wanted}; it must lie between {low} and {high}")
     scale = _mean_cost(x, y, a, b)
@@ -115,7 +114,8 @@ def _epsilon_for(name, wanted, bounds, x, y, a, b, threshold, max_iterations):
             f"the mean cost of x and y is {scale}: all points coincide or some are not finite; "
             "epsilon needs clouds of some extent"
         )
-    return _bisect(name, x, y, a, b, scale, wanted.astype(x.dtype), *limits)
+    wanted = inputs.as_float(name, wanted).astype(x.dtype)
+    return _bisect(name, x, y, a, b, scale, wanted, *limits)
 
 
 @functools.partial(jax.jit, static_argnames="name")

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkflow import inputs, loops
 from sinkflow.divergence import Limits, sinkhorn_velocity
-from sinkflow.sinkhorn import check_problem
+from sinkflow.sinkhorn import check_limits, check_problem
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike, widened
 
 
@@ -50,6 +51,7 @@ class Trajectory(NamedTuple):
 
 def init(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> FlowState:
     """State at flow time 0. Potentials start at zero; the first solve anneals from there."""
+    x, y = inputs.as_clouds(x, y)
     zero = jnp.zeros((), x.dtype)
     xy, xx = (jnp.zeros(cloud.shape[0], x.dtype) for cloud in (y, x))
     return FlowState(x, zero, Warm(xy, xy), Warm(xx, xx))
@@ -92,7 +94,7 @@ def step(
         velocity, info = sinkhorn_velocity(
             state.x, y, epsilon, xy_init=state.xy.guess, xx_init=state.xx.guess, **limits
         )
-    step_size = jnp.asarray(step_size, velocity.dtype)
+    step_size = check_step_sizes(jnp.reshape(step_size, (1,)))[0].astype(velocity.dtype)
     first, left = state.t == 0, 1 - step_size
     moved = FlowState(
         state.x + step_size * velocity,
@@ -178,10 +180,16 @@ def run(
       at, and the :class:`FlowInfo` with a leading steps axis.
 
     Raises:
-      ValueError: wrong shapes; outside a trace also epsilon <= 0.
+      ValueError: wrong shapes; outside a trace also epsilon or threshold <= 0 and steps outside
+        (0, 1].
+
+    Numerics:
+      Particles of a dtype below float32 are moved in float32, and returned in it.
     """
-    x, y, *_ = check_problem(x, y, epsilon, None, None)
-    return _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage)
+    x, y, epsilon, *_ = check_problem(x, y, epsilon, None, None)
+    limits = check_limits(threshold, max_iterations, x.dtype)
+    step_sizes = check_step_sizes(step_sizes)
+    return _run(x, y, epsilon, step_sizes, *limits, independent_self, storage)
 
 
 @functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
@@ -199,8 +207,9 @@ def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self,
         moved, info = advance(state, y, step_size=step_size)
         return moved, (Trajectory(state.x, state.t, info.velocity), info)
 
-    step_sizes = jnp.asarray(step_sizes, x.dtype)
-    state, (trajectory, info) = jax.lax.scan(body, init(x, y), step_sizes)
+    step_sizes = step_sizes.astype(x.dtype)
+    start = loops.varying_with(init(x, y), (x, y, epsilon, step_sizes, threshold, max_iterations))
+    state, (trajectory, info) = jax.lax.scan(body, start, step_sizes)
     return state, trajectory, info
 
 

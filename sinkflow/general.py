@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs
-from sinkflow.certificate import SinkhornOutput, describe
+from sinkflow import gradients, inputs, kernel
+from sinkflow.certificate import SinkhornOutput, describe, doubted, marginal_error
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
 GroundCost = Callable[[Array, Array], Array]
@@ -61,7 +61,8 @@ def sinkhorn(
 
     Returns:
       A :class:`sinkflow.SinkhornOutput`; ``value`` is differentiable in clouds, weights and
-      epsilon at fixed potentials (envelope theorem). Its ``entropy`` supposes hard marginals.
+      epsilon at fixed potentials (envelope theorem), a second time with moving ones; ``f`` and
+      ``g`` implicitly. Its ``entropy`` supposes hard marginals.
 
     Raises:
       ValueError: as :func:`sinkflow.sinkhorn`; also a marginal_penalty <= 0, and with soft
@@ -71,26 +72,34 @@ def sinkhorn(
       Chizat et al. 2018, arXiv:1607.05816; Sejourne et al. 2019, arXiv:1910.12958. Solver:
       ``ott.solvers.linear.solve``.
     """
-    costs.check_clouds(x, y)
-    costs.check_positive("epsilon", epsilon)
-    costs.check_positive("threshold", threshold)
-    x = jnp.asarray(x)
+    x, y = inputs.as_clouds(x, y)
+    epsilon = inputs.as_scalar("epsilon", epsilon, x.dtype)
+    threshold = inputs.as_scalar("threshold", threshold, x.dtype)
     if marginal_penalty is not None:
-        costs.check_positive("marginal_penalty", marginal_penalty)
-    weights = []
-    for name, given, cloud in (("a", a, x), ("b", b, y)):
-        count = cloud.shape[0]
-        if given is None:
-            given = jnp.full(count, 1 / count, x.dtype)
-        elif marginal_penalty is None:
-            costs.check_weights(name, given, count)
-        weights.append(jnp.asarray(given, x.dtype))
-    penalty = None if marginal_penalty is None else jnp.asarray(marginal_penalty, x.dtype)
-    problem = (x, jnp.asarray(y, x.dtype), jnp.asarray(epsilon, x.dtype), *weights)
+        marginal_penalty = inputs.as_scalar("marginal_penalty", marginal_penalty, x.dtype)
+    weights = [
+        _weights(name, given, cloud, soft=marginal_penalty is not None)
+        for name, given, cloud in (("a", a, x), ("b", b, y))
+    ]
+    penalty = marginal_penalty
+    problem = (x, y, inputs.positive(epsilon), *weights)
     fixed = jax.lax.stop_gradient((*problem, penalty))
     damping = 1.0 if penalty is None else _damping(fixed[2], fixed[5])
     f, g, iterations = _potentials(*fixed[:5], threshold, max_iterations, damping, cost_fn)
-    return _output(f, g, iterations, *problem, penalty, threshold, cost_fn)
+    out = _certify(f, g, iterations, *fixed, threshold, cost_fn)
+    f, g = _moving((f, g), (*problem, penalty), cost_fn)
+    through = jax.lax.stop_gradient((f, g))
+    value = _value(out.value, *through, (*problem, penalty), cost_fn)
+    return out._replace(value=value, f=f, g=g)
+
+
+def _weights(name, weights, cloud, *, soft: bool):
+    """Weights of a cloud: of sum 1 or, with soft marginals, of any sum."""
+    if weights is None or not soft:
+        return inputs.distribution(inputs.as_weights(name, weights, cloud), cloud)
+    inputs.check_weights(name, weights, cloud.shape[0], any_sum=True)
+    weights = inputs.as_float(name, weights).astype(cloud.dtype)
+    return inputs.nan_unless(jnp.all(weights >= 0) & jnp.all(jnp.isfinite(weights)), weights)
 
 
 def sinkhorn_divergence(
@@ -161,39 +170,121 @@ def _potentials(x, y, epsilon, a, b, threshold, max_iterations, damping, cost_fn
             max_iterations=max_iterations,
         )
 
-    def update(cost, g, weights):
-        return -damping * epsilon * jax.nn.logsumexp((g[None, :] - cost) / epsilon, 1, weights)
-
     g = jnp.where(b > 0, out.g, 0.0)  # points of no mass get theirs from the update
-    f = update(cost, g, b[None, :])
-    return f, update(cost.T, f, a[None, :]), jnp.asarray(out.n_iters)
+    f = _update(cost, g, epsilon, b, damping)
+    return f, _update(cost.T, f, epsilon, a, damping), jnp.asarray(out.n_iters)
 
 
 @functools.partial(jax.jit, static_argnames="cost_fn")
-def _output(f, g, iterations, x, y, epsilon, a, b, penalty, threshold, cost_fn):
-    """Certificate and value of potentials; the value's derivatives are at fixed potentials."""
-    cost = _matrix(cost_fn, x, y)
-    density = jnp.exp((f[:, None] + g[None, :] - cost) / epsilon)
-    row_sums = jnp.sum(density * b[None, :], axis=1)
-    column_sums = jnp.sum(density * a[:, None], axis=0)
+def _objective(f, g, problem, cost_fn):
+    """The dual objective at (f, g)."""
+    x, y, epsilon, a, b, penalty = problem
+    exponent = _exponents(_matrix(cost_fn, x, y), f, g, epsilon)
+    excess = jnp.sum(a * (jnp.exp(exponent) @ b)) - jnp.sum(a) * jnp.sum(b)
     if penalty is None:
         gains = jnp.sum(a * f) + jnp.sum(b * g)
-        wanted = jnp.ones_like(f), jnp.ones_like(g)
     else:
-        wanted = jnp.exp(-f / penalty), jnp.exp(-g / penalty)
-        gains = penalty * (jnp.sum(a * (1 - wanted[0])) + jnp.sum(b * (1 - wanted[1])))
-    value = gains - epsilon * (jnp.sum(a * row_sums) - jnp.sum(a) * jnp.sum(b))
-    errors = (
-        jnp.sum(a * jnp.abs(row_sums - wanted[0])),
-        jnp.sum(b * jnp.abs(column_sums - wanted[1])),
-    )
-    error = jnp.maximum(*errors)
-    density, masses = jax.lax.stop_gradient((density, density * b[None, :]))
+        gains = -penalty * (
+            jnp.sum(a * jnp.expm1(-f / penalty)) + jnp.sum(b * jnp.expm1(-g / penalty))
+        )
+    return gains - epsilon * excess
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _value(value, f, g, problem, cost_fn):
+    """``value``, the dual objective, with its derivatives at fixed potentials (envelope theorem).
+
+    The derivatives of these see the potentials move.
+    """
+    del f, g, problem, cost_fn
+    return value
+
+
+@_value.defjvp
+def _value_jvp(cost_fn, primals, tangents):
+    value, f, g, problem = primals
+    f, g = _moving((f, g), problem, cost_fn)
+    _, dot = jax.jvp(lambda problem: _objective(f, g, problem, cost_fn), (problem,), tangents[3:])
+    return value, dot
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _moving(solution, problem, cost_fn):
+    """Potentials with their implicit derivatives, as :func:`sinkflow.gradients.potentials`."""
+    del problem, cost_fn
+    return solution
+
+
+@_moving.defjvp
+def _moving_jvp(cost_fn, primals, tangents):
+    solution, problem = primals
+    f, g = _moving(solution, problem, cost_fn)
+
+    def updates(problem):
+        x, y, epsilon, a, b, penalty = problem
+        cost = _matrix(cost_fn, x, y)
+        kept = 1.0 if penalty is None else penalty / (penalty + epsilon)
+        return _update(cost, g, epsilon, b, kept), _update(cost.T, f, epsilon, a, kept)
+
+    _, (f_direct, g_direct) = jax.jvp(updates, (problem,), tangents[1:])
+    x, y, epsilon, a, b, penalty = problem
+    kept = 1.0 if penalty is None else penalty / (penalty + epsilon)
+    density = jnp.exp(_exponents(_matrix(cost_fn, x, y), f, g, epsilon))
+    rows, columns = density @ b, a @ density
+    masses = b * columns
+
+    def average_targets(w):
+        return kept * (density @ (b * w)) / rows
+
+    def average_sources(w):
+        return kept * ((a * w) @ density) / columns
+
+    constant = g_direct - average_sources(f_direct)
+    # Balanced potentials are free of a constant, which the system does not determine.
+    free = 1.0 if penalty is None else 0.0
+
+    def matvec(w):
+        mean = free * gradients.mass_mean(w, masses)
+        return masses * (w + mean - average_sources(average_targets(w)))
+
+    wanted = masses * (constant - free * gradients.mass_mean(constant, masses))
+    g_dot = gradients.solve_symmetric(matvec, wanted, masses)
+    g_dot = constant + average_sources(average_targets(g_dot))
+    return (f, g), (f_direct - average_targets(g_dot), g_dot)
+
+
+def _exponents(cost, f, g, epsilon):
+    """(f + g - C) / epsilon, bounded: between points without mass it may be anything."""
+    return jnp.minimum((f[:, None] + g[None, :] - cost) / epsilon, kernel.MAX_EXPONENT)
+
+
+def _update(cost, g, epsilon, weights, kept):
+    """The potential that the other one asks for."""
+    return -kept * epsilon * jax.nn.logsumexp((g[None, :] - cost) / epsilon, 1, weights[None, :])
+
+
+@functools.partial(jax.jit, static_argnames="cost_fn")
+def _certify(f, g, iterations, x, y, epsilon, a, b, penalty, threshold, cost_fn):
+    """Certificate and value of potentials."""
+    cost = _matrix(cost_fn, x, y)
+    exponent = _exponents(cost, f, g, epsilon)
+    density = jnp.exp(exponent)
+    row_sums, column_sums = density @ b, a @ density
+    wanted = (1.0, 1.0) if penalty is None else (jnp.exp(-f / penalty), jnp.exp(-g / penalty))
+    error = marginal_error(a, row_sums - wanted[0], b, column_sums - wanted[1])
+    value = _objective(f, g, (x, y, epsilon, a, b, penalty), cost_fn)
+    masses = density * b[None, :]
     qualities = describe(
-        jnp.sum(masses, axis=1),
-        jnp.sum(jax.scipy.special.xlogy(masses, density), axis=1),
+        row_sums,
+        jnp.sum(masses * exponent, axis=1),
         jnp.sum(masses**2, axis=1),
         jnp.diagonal(density),
-        *jax.lax.stop_gradient((a, b)),
+        a,
+        b,
     )
-    return SinkhornOutput(f, g, value, error, iterations, error <= threshold, *qualities)
+    if penalty is None:  # as in the core: where epsilon exceeds the costs
+        mean = a @ jnp.where(b > 0, cost, 0) @ b
+        gap = a @ ((jnp.expm1(exponent) - exponent) @ b)
+        value = jnp.where(epsilon > mean, mean - epsilon * gap, value)
+    out = SinkhornOutput(f, g, value, error, iterations, error <= threshold, *qualities)
+    return doubted(out, epsilon, a, b, 0.0)

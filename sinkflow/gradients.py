@@ -13,7 +13,6 @@ from sinkflow import kernel, loops
 from sinkflow.types import Array, Float, Scalar
 
 GRADIENTS = ("envelope", "implicit", "unrolled")
-SMALL = 0.3  # exponents below which e^z (z - 1) + 1 is taken from its series
 
 
 class Problem(NamedTuple):
@@ -63,9 +62,10 @@ def _dual_value_jvp(gradient, same, storage, primals, tangents):
         def row_fn(row, f_i):
             exponent = kernel.log_density(row, f_i, other, epsilon)
             excess = jnp.expm1(exponent)  # keeps its digits where epsilon exceeds the costs
-            masses = weights * jnp.exp(exponent)
-            mean = jnp.matmul(masses, points, precision=jax.lax.Precision.HIGHEST)
-            return jnp.sum(weights * excess), mean, jnp.sum(weights * _information(exponent))
+            density = 1 + excess
+            mean = jnp.matmul(weights * density, points, precision=jax.lax.Precision.HIGHEST)
+            # Of the last one the sum is KL(pi | a x b).
+            return jnp.sum(weights * excess), mean, jnp.sum(weights * (density * exponent - excess))
 
         return row_fn
 
@@ -81,15 +81,6 @@ def _dual_value_jvp(gradient, same, storage, primals, tangents):
         - jnp.sum((b * column_excess) * g_dot)
     )
     return value, dot
-
-
-def _information(exponent):
-    """e^z (z - 1) + 1 of exponents z, the density of KL(pi | a x b); exact near 0."""
-    small = jnp.abs(exponent) < SMALL
-    # Each branch has arguments of its own kind only, or its derivatives would be NaN in the other.
-    near, far = jnp.where(small, exponent, 0.0), jnp.where(small, 1.0, exponent)
-    series = near**2 * (1 / 2 + near * (1 / 3 + near * (1 / 8 + near / 30)))
-    return jnp.where(small, series, jnp.exp(far) * (far - 1) + 1)
 
 
 def moving(f, g, problem: Problem, same: bool, storage: str):
@@ -143,9 +134,10 @@ def _potentials_jvp(storage, primals, tangents):
         return columns(a * w) / column_sums
 
     constant = g_direct - average_sources(f_direct)
-    mean = jnp.sum(masses * constant) / jnp.sum(masses)
+    mean = mass_mean(constant, masses)
+    # With the mean added the system is definite: what rounding leaves of the constant stays small.
     g_dot = solve_symmetric(
-        lambda w: masses * w - b * columns(a * average_targets(w)),
+        lambda w: masses * (w + mass_mean(w, masses)) - b * columns(a * average_targets(w)),
         masses * (constant - mean),
         masses,
     )
@@ -181,6 +173,11 @@ def _self_potential_jvp(storage, primals, tangents):
     f_dot = solve_symmetric(lambda w: masses * w + a * rows(a * w), masses * direct, masses)
     # Once more, for the points of no mass.
     return f, direct - rows(a * f_dot) / rows(a)
+
+
+def mass_mean(values, masses):
+    """Mean of values by masses of any sum."""
+    return jnp.sum(masses * values) / jnp.sum(masses)
 
 
 def solve_symmetric(matvec, wanted, masses):

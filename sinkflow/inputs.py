@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.types import Array, Float, Scalar
+from sinkflow.types import Array, Float, Scalar, widened
 
 WEIGHTS_TOLERANCE = 1e-3  # by how much a sum of weights may miss 1; it is divided by
 
@@ -18,8 +18,8 @@ WEIGHTS_TOLERANCE = 1e-3  # by how much a sum of weights may miss 1; it is divid
 def as_float(name: str, value: Any) -> Array:
     """``value`` as an array of a floating dtype, float32 at least.
 
-    Integers and booleans take the default floating dtype; float16 and bfloat16, whose digits no
-    solve can do with, become float32.
+    Integers and booleans become the default floating dtype; so do float16 and bfloat16, whose
+    digits no solve can do with.
 
     Raises:
       ValueError: not numbers, or complex ones.
@@ -28,11 +28,10 @@ def as_float(name: str, value: Any) -> Array:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is {type(value).__name__}, no array of numbers") from error
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
-        return array.astype(float)
-    raise ValueError(f"{name} has dtype {array.dtype}; it must be real numbers")
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
+        raise ValueError(f"{name} has dtype {array.dtype}; it must be real numbers")
+    return array.astype(widened(array.dtype))
 
 
 def as_clouds(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Array, Array]:

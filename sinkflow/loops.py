@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sinkflow.types import Array
+
 SHRINK = 4  # a batch is cut to this part of its size once no more are unfinished
 SMALLEST = 4  # batch that is no longer worth cutting
 
@@ -50,6 +52,20 @@ def while_loop(unfinished: Callable, advance: Callable, problem: Any, state: Any
         return state, jax.tree.map(lambda _: True, state)
 
     return loop(problem, state)
+
+
+def only_if(needed: Array, compute: Callable[..., Array], *inputs: Any) -> Array:
+    """``compute(*inputs)`` where it is needed, else 0; a batch computes it if any member needs it.
+
+    A conditional would be computed by every batch: :func:`jax.vmap` makes it a selection.
+    """
+    kind = jax.eval_shape(compute, *inputs)
+    start = varying_with((needed, jnp.zeros(kind.shape, kind.dtype)), needed, inputs)
+    return jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), compute(*inputs)),
+        start,
+    )[1]
 
 
 def _shrinking(unfinished, advance, problem, batched, state, size: int):

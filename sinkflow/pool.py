@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sinkflow import costs, flow, interpolants
+from sinkflow import flow, inputs, interpolants
 from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike, check_shape, widened
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -103,7 +103,7 @@ def build(
     for name, count in (("num_clouds", num_clouds), ("num_particles", num_particles)):
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
-    costs.check_positive("epsilon", epsilon)
+    inputs.check_positive("epsilon", epsilon)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     _check_time(time)
@@ -269,7 +269,7 @@ def sample(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    costs.check_positive("power", power)
+    inputs.check_positive("power", power)
     if not isinstance(start, jax.core.Tracer) and not 0 <= start < 1:
         raise ValueError(f"start is {start}; it is a share of a path's time, in [0, 1)")
     key_row, key_time = jax.random.split(key)

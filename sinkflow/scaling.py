@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import costs
+from sinkflow import inputs, loops
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
 
@@ -77,34 +77,33 @@ def matrix_scaling(
       >>> round(float(out.transport_cost), 3), bool(out.underflow)
       (0.119, False)
     """
-    cost = jnp.asarray(cost)
-    cost = cost if jnp.issubdtype(cost.dtype, jnp.floating) else cost.astype(float)
+    cost = inputs.as_float("cost", cost)
     if cost.ndim != 2 or not cost.size:
         raise ValueError(f"cost has shape {cost.shape}; it is [n, m], not empty")
-    costs.check_positive("epsilon", epsilon)
+    epsilon = inputs.as_scalar("epsilon", epsilon, cost.dtype)
     if not isinstance(num_iterations, int | np.integer) or num_iterations < 1:
         raise ValueError(f"num_iterations is {num_iterations}; it must be an integer, at least 1")
-    marginals = []
-    for name, weights, count in zip("ab", (a, b), cost.shape, strict=True):
-        weights = jnp.full(count, 1 / count, cost.dtype) if weights is None else weights
-        costs.check_weights(name, weights, count)
-        marginals.append(jnp.asarray(weights, cost.dtype))
-    return _matrix_scaling(cost, epsilon, *marginals, int(num_iterations))
+    a, b = (
+        inputs.as_weights(name, weights, cloud)
+        for name, weights, cloud in (("a", a, cost), ("b", b, cost.T))
+    )
+    return _matrix_scaling(cost, epsilon, a, b, int(num_iterations))
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _matrix_scaling(cost, epsilon, a, b, num_iterations) -> ScalingOutput:
-    epsilon = jnp.asarray(epsilon, cost.dtype)
-    epsilon = jnp.where(epsilon > 0, epsilon, jnp.nan)  # a wrong traced one, and it shows
+    a, b = inputs.distribution(a, cost), inputs.distribution(b, cost.T)
+    epsilon = inputs.positive(epsilon)  # a wrong traced one shows
     kernel = jnp.exp(-cost / epsilon)
     matvec = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def iteration(_, scalings):
         _, v = scalings
-        u = a / matvec(kernel, v)
-        return u, b / matvec(u, kernel)
+        u = _scaled(a, matvec(kernel, v))
+        return u, _scaled(b, matvec(u, kernel))
 
-    u, v = jax.lax.fori_loop(0, num_iterations, iteration, (jnp.ones_like(a), jnp.ones_like(b)))
+    start = loops.varying_with((jnp.ones_like(a), jnp.ones_like(b)), (cost, epsilon, a, b))
+    u, v = jax.lax.fori_loop(0, num_iterations, iteration, start)
     plan = u[:, None] * kernel * v[None, :]
     transport_cost = jnp.sum(plan * cost)
     row_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=1) - a))
@@ -118,6 +117,12 @@ def _matrix_scaling(cost, epsilon, a, b, num_iterations) -> ScalingOutput:
     trusted = jnp.isfinite(transport_cost) & (lost <= limits.eps)
     error = jnp.maximum(row_error, column_error)
     return ScalingOutput(u, v, plan, transport_cost, error, ~trusted)
+
+
+def _scaled(weights, sums):
+    """weights / sums, and 0 where there is no mass, however small the sum."""
+    massless = weights == 0
+    return jnp.where(massless, 0, weights / jnp.where(massless, 1, sums))
 
 
 @jax.jit

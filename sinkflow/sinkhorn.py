@@ -131,8 +131,8 @@ def sinkhorn(
       (True, 0.5)
     """
     x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
-    limits = check_limits(threshold, max_iterations, x.dtype)
     count = iterations_to_unroll(gradient, max_iterations)
+    limits = check_limits(threshold, max_iterations, x.dtype)
     g_init = inputs.as_potential("g_init", g_init, y, "y")
     kernel.check_storage(storage)
     return _cloud_to_cloud(x, y, epsilon, a, b, g_init, *limits, gradient, count, storage)
@@ -155,7 +155,8 @@ def sinkhorn_self(
     contracts at every epsilon: the kernel is positive semi-definite, so the linearised
     update has its spectrum in [-1/3, 1/3]. No annealing is needed. It starts from the
     potential of the identity plan, :math:`f_i = -\tfrac\varepsilon2\log a_i`, and ends there, after
-    no iteration at all, where epsilon is so small that this is the solution.
+    no iteration at all, where epsilon is so small that this is the solution. Beyond the mean cost it
+    starts from that of the product plan, half the squared distances from the mean.
 
     Arguments, errors and numerics are those of :func:`sinkhorn`; ``f_init`` is the
     potential of a nearby problem, taken if it fits better than the identity's.
@@ -165,8 +166,8 @@ def sinkhorn_self(
       factor 2/3 is ours.
     """
     x, _, epsilon, a, _ = check_problem(x, x, epsilon, a, None)
-    limits = check_limits(threshold, max_iterations, x.dtype)
     count = iterations_to_unroll(gradient, max_iterations)
+    limits = check_limits(threshold, max_iterations, x.dtype)
     f_init = inputs.as_potential("f_init", f_init, x, "x")
     kernel.check_storage(storage)
     return _cloud_to_itself(x, epsilon, a, f_init, *limits, gradient, count, storage)
@@ -326,13 +327,24 @@ def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage)
         state = _Scaling.at(f, f, epsilon, jnp.sum(a * jnp.abs(sums - 1)))
         return state._replace(column_sums=sums)
 
-    state = measured(-0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a))))
+    state = measured(_self_start(cost.x, epsilon, a))
     if f_init is not None:
         warm = measured(jnp.where(a > 0, f_init, 0))
         state = _choose(warm.error < state.error, warm, state)
     advance = functools.partial(_advance_self, storage)
     state = loops.while_loop(_unfinished, advance, problem, state)
     return _output(problem, state, threshold)
+
+
+def _self_start(x, epsilon, a):
+    """The potential of the identity plan or, beyond the mean cost, that of the product plan.
+
+    Each is the limit on its side. From the wrong one the last error in the value, which is of
+    second order in the marginal error but has the factor epsilon, would be felt at a huge epsilon.
+    """
+    identity = -0.5 * epsilon * jnp.log(jnp.where(a > 0, a, jnp.max(a)))
+    product = 0.5 * jnp.sum(x**2, axis=1)
+    return jnp.where(epsilon > costs.mean_of_centred(x, x, a, a), product, identity)
 
 
 def _scale(storage, problem: _Fixed, state: _Scaling, count: int) -> tuple[_Scaling, Array]:

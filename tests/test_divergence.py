@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import logsumexp
 
+from sinkflow import divergence
 from sinkflow.divergence import (
     barycentric_map,
     draw_partners,
     sinkhorn_divergence,
     sinkhorn_velocity,
 )
-from sinkflow.sinkhorn import _sinkhorn, sinkhorn
+from sinkflow.sinkhorn import sinkhorn
 
 N, M = 13, 9
 EXACT = {"threshold": 1e-10, "max_iterations": 100_000}  # in float64
@@ -270,9 +271,13 @@ def test_vmap_equals_a_loop(key):
 def test_new_values_do_not_recompile(key):
     x, y = clouds(key)
     sinkhorn_velocity(x, y, 0.1)
-    compiled = _sinkhorn._cache_size(), barycentric_map._cache_size()
+    compiled = divergence._velocity._cache_size()
     sinkhorn_velocity(x + 1.0, y, 0.2, threshold=1e-2, max_iterations=100)
-    assert (_sinkhorn._cache_size(), barycentric_map._cache_size()) == compiled
+    assert divergence._velocity._cache_size() == compiled
+    images = barycentric_map(x, y, jnp.zeros(M), 0.1)[0]
+    compiled = divergence._barycentric_map._cache_size()
+    assert jnp.any(barycentric_map(x, y, jnp.ones(M), 0.2)[0] != images)
+    assert divergence._barycentric_map._cache_size() == compiled
 
 
 def test_bad_input_raises_at_the_call(unchecked_shapes):

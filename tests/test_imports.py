@@ -12,6 +12,7 @@ ROOT = pathlib.Path(sinkflow.__file__).parent
 DRIVERS = pathlib.Path(experiments.__file__).parent
 LEVELS = [
     {"types"},
+    {"inputs"},
     {
         "costs",
         "data",
@@ -38,6 +39,7 @@ SHARED = {
     *("image_config", "imaging", "judge", "stages"),
 }
 OPTIMAL_TRANSPORT = {
+    "inputs",
     "costs",
     "kernel",
     "loops",

@@ -158,7 +158,7 @@ def test_gradient_through_the_iterations(key, num_iterations):
             return matrix_scaling(cost, 0.5, a, b, num_iterations=num_iterations).transport_cost
 
         cost = squared_euclidean(x, y)
-        of_points = lambda x, y: of_cost(squared_euclidean(x, y))
+        of_points = lambda x, y: of_cost(squared_euclidean(jnp.asarray(x), jnp.asarray(y)))
         scale = jax.jit(matrix_scaling, static_argnames="num_iterations")  # any weights
         of_weights = lambda a: scale(cost, 0.5, a, b, num_iterations=num_iterations).transport_cost
         for function, at in ((of_points, (x, y)), (of_cost, (cost,)), (of_weights, (a,))):

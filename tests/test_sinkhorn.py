@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sinkflow.sinkhorn import _sinkhorn, _sinkhorn_self, sinkhorn, sinkhorn_self
+from sinkflow.sinkhorn import _cloud_to_cloud, _cloud_to_itself, sinkhorn, sinkhorn_self
 
 N, M = 13, 9  # every test of random clouds uses these shapes, so that they compile once
 EXACT = {"threshold": 1e-10, "max_iterations": 100_000}  # in float64
@@ -453,12 +453,12 @@ def test_new_values_do_not_recompile(key):
     (x, y, a, b), _ = problem(key, 2)
     g = jnp.zeros(M)
     sinkhorn(x, y, 0.1), sinkhorn(x, y, 0.1, g_init=g), sinkhorn_self(x, 0.1)
-    compiled = _sinkhorn._cache_size(), _sinkhorn_self._cache_size()
+    compiled = _cloud_to_cloud._cache_size(), _cloud_to_itself._cache_size()
     sinkhorn(x + 1.0, y, 0.2)
     sinkhorn(x, y, 0.3, a=a, b=b, threshold=1e-2, max_iterations=7)
     sinkhorn(x, y, 0.4, g_init=g + 1.0, threshold=1e-4)
     sinkhorn_self(x, 0.2, a=a, threshold=1e-2, max_iterations=9)
-    assert (_sinkhorn._cache_size(), _sinkhorn_self._cache_size()) == compiled
+    assert (_cloud_to_cloud._cache_size(), _cloud_to_itself._cache_size()) == compiled
 
 
 def points(n):
