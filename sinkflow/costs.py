@@ -16,7 +16,7 @@ FAR = 1e12  # coordinates of points without mass are cut off here, so that no co
 class Centred(NamedTuple):
     r"""Two clouds, each moved so that its weighted mean is the origin.
 
-    With ``mean`` that of x and ``shift`` the vector :math:`\delta` from the mean of y to it, the
+    With ``mean`` that of x, in two parts to be added, and ``shift`` the vector :math:`\delta` from the mean of y to it, the
     costs of the clouds as they were are
 
     .. math:: C_{ij} = C'_{ij} + \langle x'_i - y'_j, \delta\rangle + \tfrac12\|\delta\|^2,
@@ -27,7 +27,7 @@ class Centred(NamedTuple):
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
-    mean: Float[Array, "d"]
+    mean: Float[Array, "2 d"]
     shift: Float[Array, "d"]
     of_x: Float[Array, "n"]
     of_y: Float[Array, "m"]
@@ -36,20 +36,24 @@ class Centred(NamedTuple):
 
 def centred(x, y, a, b) -> Centred:
     """The clouds at their means; points without mass move along and decide nothing."""
-    (x, mean_x), (y, mean_y) = _at_mean(x, a), _at_mean(y, b)
-    shift = mean_x - mean_y
+    (x, *means_x), (y, *means_y) = _at_mean(x, a), _at_mean(y, b)
+    # Part by part: far from the origin a sum of parts would lose what the second one adds.
+    shift = (means_x[0] - means_y[0]) + (means_x[1] - means_y[1])
     of_x, of_y = _dot(x, shift) + 0.5 * jnp.sum(shift**2), -_dot(y, shift)
-    return Centred(x, y, mean_x, shift, of_x, of_y, mean(a, of_x) + mean(b, of_y))
+    return Centred(x, y, jnp.stack(means_x), shift, of_x, of_y, mean(a, of_x) + mean(b, of_y))
 
 
 def _at_mean(cloud, weights):
+    """The cloud around its mean, and the mean in two parts.
+
+    The second is what the first, rounded far from the origin, missed.
+    """
     massive = weights[:, None] > 0
-    centre = jnp.zeros(cloud.shape[1], cloud.dtype)
-    moved = cloud
-    for _ in range(2):  # the second mean is what the first, rounded far from the origin, missed
-        step = _dot(jnp.where(massive, moved, 0).T, weights)
-        centre, moved = centre + step, moved - step[None]
-    return jnp.where(massive, moved, jnp.clip(moved, -FAR, FAR)), centre
+    first = _dot(jnp.where(massive, cloud, 0).T, weights)
+    cloud = cloud - first[None]
+    second = _dot(jnp.where(massive, cloud, 0).T, weights)
+    cloud = cloud - second[None]
+    return jnp.where(massive, cloud, jnp.clip(cloud, -FAR, FAR)), first, second
 
 
 def mean(weights, values):

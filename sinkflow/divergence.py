@@ -128,7 +128,7 @@ def _barycentric_map(x, y, g, epsilon, b):
         return _projection(_logits(row, beyond, y, g, epsilon, weights), y)
 
     images, neighbours = kernel.map_rows(row_fn, kernel.Cost(near, y, None), beyond)
-    return images + centre[None], neighbours
+    return images + centre[1:] + centre[:1], neighbours
 
 
 @jax.jit
@@ -152,7 +152,7 @@ def _around_targets(x, y, g, b):
     weights = inputs.distribution(b, y)
     moved = costs.centred(y, y, weights, weights)
     centre = moved.mean
-    x, y = x - centre[None], moved.x
+    x, y = x - centre[:1] - centre[1:], moved.x
     radius = jnp.sqrt(jnp.max(jnp.where(weights > 0, jnp.sum(y**2, axis=1), 0)))
     length = jnp.sqrt(jnp.sum(x**2, axis=1))
     share = jnp.where(length > radius, radius / jnp.where(length > radius, length, 1), 1)

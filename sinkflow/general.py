@@ -159,7 +159,8 @@ def _potentials(x, y, epsilon, a, b, threshold, max_iterations, damping, cost_fn
     cost = _matrix(cost_fn, x, y)
     log_a, log_b = (jnp.log(jnp.maximum(w, jnp.finfo(w.dtype).tiny)) for w in (a, b))
     absorbed = cost - epsilon * (log_a[:, None] + log_b[None, :])
-    with jax.numpy_rank_promotion("allow"):  # OTT relies on it
+    # OTT relies on both.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         out = linear.solve(
             geometry.Geometry(cost_matrix=absorbed, epsilon=epsilon),
             a=a,

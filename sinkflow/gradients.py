@@ -85,6 +85,8 @@ def _dual_value_jvp(gradient, same, storage, primals, tangents):
 
 def moving(f, g, problem: Problem, same: bool, storage: str):
     """Potentials of a solve with their implicit derivatives; ``same`` is a cloud and itself."""
+    # The linear solve of the derivative wants all it closes over to vary over the same mapped axes.
+    f, g, problem = loops.varying_with((f, g, problem), f, g, problem)
     if same:
         f = self_potential(f, problem, storage)
         return f, f
@@ -186,7 +188,7 @@ def solve_symmetric(matvec, wanted, masses):
     scale = jnp.where(masses > 0, masses, 1.0)
 
     def solve(matvec, wanted):
-        start = loops.varying_with(jnp.zeros_like(wanted), wanted, scale)
+        start = 0 * (wanted * scale)  # zeros that vary over mapped axes as the solution does
         options = {"x0": start, "tol": tolerance, "maxiter": 1_000, "M": lambda w: w / scale}
         return jax.scipy.sparse.linalg.cg(matvec, wanted, **options)[0]
 

@@ -118,6 +118,12 @@ def check_clouds(x, y, names: tuple[str, str] = ("x", "y")) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(cloud)}; a cloud is [points, dimension]")
         if 0 in jnp.shape(cloud):
             raise ValueError(f"{name} has shape {jnp.shape(cloud)}: the cloud is empty")
+        spec = getattr(getattr(jax.typeof(cloud), "sharding", None), "spec", ())
+        if any(axis is not None for axis in spec):
+            raise ValueError(
+                f"{name} is sharded as {spec} over Explicit mesh axes, along which jax sums and "
+                "loops of no solve; use Auto axes, jax.shard_map, or jax.sharding.reshard"
+            )
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"{names[0]} and {names[1]} differ in dimension: {x.shape} and {y.shape}")
 

@@ -89,7 +89,10 @@ def sinkhorn(
       y: target particles [length].
       epsilon: entropic regularisation [length^2]; GeomLoss's blur is its root, OTT's
         epsilon (no factor one half in its cost) is twice ours.
-      a: source weights, sum 1; default uniform. Zeros are allowed.
+      a: source weights; default uniform. A sum within 1e-3 of 1 is divided out. Zeros are
+        allowed: such points decide nothing, wherever they are, and their potentials are those
+        of points that join the solved problem (of points cut off at 1e12, if farther from the mean).
+        One that is NaN makes the solve fail.
       b: target weights, likewise.
       g_init: potential of a nearby problem. It skips the annealing unless it turns
         out to be useless.
@@ -110,15 +113,28 @@ def sinkhorn(
       A :class:`SinkhornOutput`.
 
     Raises:
-      ValueError: wrong shapes, gradient or storage; outside a trace also epsilon or
-        threshold <= 0 and weights that are negative, not finite or do not sum to 1.
+      ValueError: wrong shapes, gradient or storage, or what is no real number; outside a trace
+        also epsilon or threshold <= 0 and weights that are negative, not finite or do not sum
+        to 1. A cloud sharded over Explicit mesh axes (use Auto axes or :func:`jax.shard_map`; a
+        vmapped batch sharded over them is refused by jax itself).
 
     Numerics:
-      Nothing is raised on device: a solve that ran out of iterations or met NaN has
-      ``converged=False``. Jitted; new values of any argument do not recompile. Runs in the
-      dtype of ``x``. Differentiable, forwards and backwards, in clouds, weights and epsilon:
-      ``value`` as ``gradient`` says, ``f`` and ``g`` implicitly (unrolled if asked); the
-      certificate is a constant.
+      Nothing is raised on device: a solve that ran out of iterations or met NaN, traced weights
+      or a traced epsilon that are wrong, has ``converged=False``. Jitted as a whole; new values
+      do not recompile, new shapes, ``gradient``, ``storage`` and, unrolled, ``max_iterations`` do.
+
+      Each cloud is solved around its own weighted mean, for the plan does not depend on shifts.
+      Integers and half precision are converted to the default float, in which everything is
+      returned. Differentiable, forwards and backwards, in clouds, weights and epsilon: ``value``
+      as ``gradient`` says, at second order with moving potentials; ``f`` and ``g`` implicitly
+      (unrolled if asked); the certificate is a constant.
+
+    Errors:
+      With ``converged``, C the largest cost after centring and r the rounding of the dtype (1.2e-7
+      in float32): the value is within marginal_error * (C + epsilon) + 16 r (C + |value|) of the
+      true one. Barycentric images are, in the mean over particles, within (30 marginal_error +
+      0.02) diameters of the targets of the true ones. Neither bound is proven; both are tested over
+      random problems, zeros among the weights, duplicates, shifts and eight decades of epsilon.
 
     Source:
       Cuturi 2013, arXiv:1306.0895; absorption of the potentials into the kernel: Schmitzer
@@ -155,8 +171,9 @@ def sinkhorn_self(
     contracts at every epsilon: the kernel is positive semi-definite, so the linearised
     update has its spectrum in [-1/3, 1/3]. No annealing is needed. It starts from the
     potential of the identity plan, :math:`f_i = -\tfrac\varepsilon2\log a_i`, and ends there, after
-    no iteration at all, where epsilon is so small that this is the solution. Beyond the mean cost it
-    starts from that of the product plan, half the squared distances from the mean.
+    no iteration at all, where epsilon is so small that this is the solution. Where epsilon
+    exceeds the mean cost it starts from that of the product plan, half the squared distances
+    from the mean.
 
     Arguments, errors and numerics are those of :func:`sinkhorn`; ``f_init`` is the
     potential of a nearby problem, taken if it fits better than the identity's.
