@@ -9,8 +9,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import subprocess
+import sys
 import time
 from typing import NamedTuple
 
@@ -190,45 +192,62 @@ def make_steps(setting: Setting, apply_fn, transform, rows):
     return steps
 
 
+def structure(setting: Setting) -> Setting:
+    """What of a setting a compiled program depends on; the rest is given to it."""
+    free = {"name": "", "seconds": 0.0, "threshold": 0.0, "iterations": 1, "rate": 0.0}
+    free |= {"epsilons": (0.0,) * len(setting.epsilons), "epsilon_start": 1.0, "seed": 0}
+    return dataclasses.replace(setting, share=False, keep=False, **free)
+
+
 @dataclasses.dataclass
 class Built:
-    """A setting's compiled programs and where it starts."""
+    """The compiled programs of settings of one structure."""
 
     steps: jax.stages.Compiled
     draw: jax.stages.Compiled
-    carry: Carry
     apply_fn: object
     compile_s: float
 
 
-def build(setting: Setting, pixels, rows, key) -> Built:
-    """Compiles for a setting; in a thread while another trains."""
-    start = time.perf_counter()
+def begin(setting: Setting, key) -> Carry:
+    """Where a setting starts."""
     net, apply_fn = network(setting)
     params = jax.jit(functools.partial(_init, setting, net))(jax.random.key(setting.seed))
-    transform = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=setting.b1, b2=0.99)
-    )
     queue = np.zeros((1, 784), np.float32)
     if setting.self_cloud == "queue":
         queue = generate(setting, apply_fn, params, key, setting.k)
-    carry = Carry(params, params, transform.init(params), jnp.asarray(queue), jnp.asarray(0))
-    carry = jax.tree.map(jnp.copy, carry)
-    steps = jax.jit(make_steps(setting, apply_fn, transform, rows), donate_argnums=0)
+    moments = make_transform(setting).init(params)
+    carry = Carry(params, params, moments, jnp.asarray(queue), jnp.asarray(0))
+    return jax.tree.map(jnp.copy, carry)
+
+
+def make_transform(setting: Setting) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=setting.b1, b2=0.99)
+    )
+
+
+def build(setting: Setting, pixels, rows, key) -> Built:
+    """Compiles for a structure; in a thread while another trains."""
+    start = time.perf_counter()
+    _, apply_fn = network(setting)
+    carry = begin(setting, key)
+    steps = make_steps(setting, apply_fn, make_transform(setting), rows)
     arguments = (pixels, key, 0.0, (0.0,) * len(setting.epsilons), 0.0, 1)
-    steps = steps.lower(carry, *arguments).compile()
+    steps = jax.jit(steps, donate_argnums=0).lower(carry, *arguments).compile()
 
     def draw(params, key):
         x = generate(setting, apply_fn, params, key, DRAWN)
         return images.unscale(x.reshape(DRAWN, 28, 28, 1))
 
-    draw = jax.jit(draw).lower(params, key).compile()
-    return Built(steps, draw, carry, apply_fn, time.perf_counter() - start)
+    draw = jax.jit(draw).lower(carry.params, key).compile()
+    return Built(steps, draw, apply_fn, time.perf_counter() - start)
 
 
 def _init(setting, net, key):
     z, labels = latent(setting, key, 2), jnp.zeros(2, int) if setting.labels else None
-    return net.init(key, z, labels) if setting.net == "conv" else net.init(key, z, jnp.zeros(2), labels)
+    times = () if setting.net == "conv" else (jnp.zeros(2),)
+    return net.init(key, z, *times, labels)
 
 
 def schedule(setting: Setting, passed: float, unit: float):
@@ -240,7 +259,8 @@ def schedule(setting: Setting, passed: float, unit: float):
 
 def train(setting: Setting, built: Built, pixels, key, unit):
     """The carry after the setting's seconds, and a record of how it went."""
-    carry, begun, calls, marks = built.carry, time.perf_counter(), [], []
+    carry, calls, marks = begin(setting, key), [], []
+    begun = time.perf_counter()
     while (spent := time.perf_counter() - begun) < setting.seconds:
         rate, scales = schedule(setting, spent / setting.seconds, unit)
         limits = setting.threshold, setting.iterations
@@ -346,10 +366,11 @@ def main(config: Config) -> None:
     }
     print(head, flush=True)
 
-    def prepare(setting):
-        return workers[1].submit(
-            build, setting, pixels, class_rows if setting.labels else all_rows, key
-        )
+    programs: dict[Setting, concurrent.futures.Future] = {}
+    for setting in map(structure, plan):
+        if setting not in programs:
+            picks = class_rows if setting.labels else all_rows
+            programs[setting] = workers[1].submit(build, setting, pixels, picks, key)
 
     def score(setting, record, drawn):
         verdict = critic.result()
@@ -361,18 +382,13 @@ def main(config: Config) -> None:
         Image.fromarray(wide).save(out / f"{config.dataset}.png")
         print(setting.name, {k: round(v, 4) for k, v in scores.items()}, flush=True)
 
-    built = prepare(plan[0])
-    for number, setting in enumerate(plan):
-        try:
-            ready = built.result()
-        except Exception as error:  # one setting that does not fit must not end the others
-            print(setting.name, "failed:", repr(error)[:500], flush=True)
-            ready = None
-        if number + 1 < len(plan):
-            built = prepare(plan[number + 1])
+    for setting in plan:
+        needed = setting.seconds + (0 if smoke else 25)
         left = config.budget - (time.perf_counter() - begun)
-        if ready is None or left < setting.seconds + (0 if smoke else 25):
-            print(setting.name, "left out,", round(left), "s left", flush=True)
+        try:
+            ready = programs[structure(setting)].result(max(left - needed, 0))
+        except Exception as error:  # one setting that does not fit must not end the others
+            print(setting.name, "failed or left out:", repr(error)[:500], flush=True)
             continue
         carry, record = train(setting, ready, pixels, key, unit)
         print(setting.name, {k: v for k, v in record.items() if k != "log_quarters"}, flush=True)
@@ -399,6 +415,8 @@ def main(config: Config) -> None:
     for row in rows:
         values = " ".join(f"{name} {row[name]:.3f}" for name in columns)
         print(f"{row['name']:14} {row['train_s']:5.0f} s {row['steps']:6d} steps", values)
+    sys.stdout.flush()
+    os._exit(0)  # programs of settings that were left out may still compile
 
 
 def _commit() -> str:
