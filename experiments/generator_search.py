@@ -148,7 +148,8 @@ def velocity(setting: Setting, x, y, other, scales, threshold, iterations):
     else:
         results = [of_clouds(x, y, other, scale) for scale in scales]
     v = sum(v for v, _ in results) / len(results)
-    log = jax.tree.map(lambda *a: jnp.mean(jnp.stack(a).astype(float)), *(log for _, log in results))
+    logs = [log for _, log in results]
+    log = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves).astype(float)), *logs)
     return v.reshape(x.shape), log
 
 
@@ -222,9 +223,7 @@ def begin(setting: Setting, key) -> Carry:
 
 
 def make_transform(setting: Setting) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=setting.b1, b2=0.99)
-    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=setting.b1, b2=0.99))
 
 
 def build(setting: Setting, pixels, rows, key) -> Built:

@@ -1,7 +1,6 @@
 """Generators: networks that map latent points to samples in one evaluation (Linen modules)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -63,7 +62,7 @@ class ConvGenerator(nn.Module):
     channels: int = 64
     multipliers: Sequence[int] = (4, 2, 1)
     num_blocks: int = 1
-    head: Literal["tanh", "linear"] = "tanh"
+    head: str = "tanh"
     num_classes: int = 0
     dtype: DTypeLike = jnp.bfloat16
 
