@@ -14,7 +14,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,14 +104,14 @@ def network(setting: Setting):
             num_classes=classes,
         )
         return net, net.apply
-    net = unet.UNet(setting.channels, (1, 2, 2), setting.blocks, num_classes=classes)
+    field = unet.UNet(setting.channels, (1, 2, 2), setting.blocks, num_classes=classes)
 
     def apply_fn(params, z, labels=None):
-        out = net.apply(params, z, jnp.zeros(z.shape[0]), labels)
+        out: Any = field.apply(params, z, jnp.zeros(z.shape[0]), labels)
         out = out + z if setting.net == "additive" else out
         return jnp.tanh(out) if setting.head == "tanh" else out
 
-    return net, apply_fn
+    return field, apply_fn
 
 
 def latent(setting: Setting, key, count):
@@ -143,7 +143,7 @@ def velocity(setting: Setting, x, y, other, scales, threshold, iterations):
 
     if setting.labels:
         clouds = [z.reshape(images.NUM_CLASSES, -1, z.shape[-1]) for z in (x, y, other)]
-        each = jax.vmap(of_clouds, (0, 0, 0, None))
+        each: Any = jax.vmap(of_clouds, (0, 0, 0, None))
         results = [each(*clouds, scale) for scale in scales]
     else:
         results = [of_clouds(x, y, other, scale) for scale in scales]
@@ -195,7 +195,13 @@ def make_steps(setting: Setting, apply_fn, transform, rows):
 
 def structure(setting: Setting) -> Setting:
     """What of a setting a compiled program depends on; the rest is given to it."""
-    free = {"name": "", "seconds": 0.0, "threshold": 0.0, "iterations": 1, "rate": 0.0}
+    free: dict[str, Any] = {
+        "name": "",
+        "seconds": 0.0,
+        "threshold": 0.0,
+        "iterations": 1,
+        "rate": 0.0,
+    }
     free |= {"epsilons": (0.0,) * len(setting.epsilons), "epsilon_start": 1.0, "seed": 0}
     return dataclasses.replace(setting, share=False, keep=False, **free)
 
@@ -206,7 +212,7 @@ class Built:
 
     steps: jax.stages.Compiled
     draw: jax.stages.Compiled
-    apply_fn: object
+    apply_fn: Any
     compile_s: float
 
 
@@ -275,13 +281,18 @@ def train(setting: Setting, built: Built, pixels, key, unit):
         "train_s": time.perf_counter() - begun,
         "step_ms": 1e3 * float(np.median(calls)) / setting.call,
         "compile_s": built.compile_s,
-        "temporary_mib": built.steps.memory_analysis().temp_size_in_bytes / 2**20,
+        "temporary_mib": _temporary(built.steps) / 2**20,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
         "unconverged_solves": round(mean.pop("unconverged") * count),
         "log": mean,
         "log_quarters": [marks[i] for i in np.linspace(0, len(marks) - 1, 5).astype(int)],
     }
     return carry, record
+
+
+def _temporary(program: Any) -> int:
+    """Bytes that a compiled program needs besides its arguments and results."""
+    return program.memory_analysis().temp_size_in_bytes
 
 
 def solve_ms(setting: Setting, built: Built, carry, pixels, unit):
@@ -402,14 +413,14 @@ def main(config: Config) -> None:
             record["solve_ms"] = solve_ms(setting, ready, carry, pixels, unit)
             print(setting.name, "solves", record["solve_ms"], "ms a step", flush=True)
         if setting.keep:
-            leaves = {
+            leaves: Any = {
                 jax.tree_util.keystr(path): np.asarray(leaf, np.float16)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(carry.average)
             }
             np.savez(out / f"{config.dataset}-{setting.name}.npz", **leaves)
     for future in pending:
-        if error := future.exception():
-            print("scoring failed:", repr(error)[:500], flush=True)
+        if problem := future.exception():
+            print("scoring failed:", repr(problem)[:500], flush=True)
     columns = ("fd", "kd", "precision", "recall", "coverage", "class_tv", "memorised")
     for row in rows:
         values = " ".join(f"{name} {row[name]:.3f}" for name in columns)

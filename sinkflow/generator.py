@@ -117,8 +117,9 @@ def entropic_loss(
     Arguments, results and errors are those of :func:`divergence_loss`; ``key`` is not used.
     """
     x = samples(apply_fn, params, z)
-    limits = {"threshold": threshold, "max_iterations": max_iterations}
-    out = sinkhorn(x, y, epsilon, gradient=gradient, **limits)
+    out = sinkhorn(
+        x, y, epsilon, gradient=gradient, threshold=threshold, max_iterations=max_iterations
+    )
     bad = (~out.converged).astype(int)
     return out.value, Certificate(bad, out.marginal_error, out.num_iterations)
 
@@ -167,9 +168,14 @@ def divergence_loss(
     """
     x = samples(apply_fn, params, z)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
-    limits = {"threshold": threshold, "max_iterations": max_iterations}
     value, converged = sinkhorn_divergence(
-        x, y, epsilon, self_cloud=other, gradient=gradient, **limits
+        x,
+        y,
+        epsilon,
+        self_cloud=other,
+        gradient=gradient,
+        threshold=threshold,
+        max_iterations=max_iterations,
     )
     unknown = jnp.asarray(jnp.nan, x.dtype)
     return value, Certificate((~converged).astype(int), unknown, jnp.asarray(-1))
@@ -201,8 +207,8 @@ def regression_loss(
       apply_fn: generator.
       params: its parameters.
       z: latent points.
-      y: real samples [length]; as many as z, or the second cloud's expected pull is
-        not that of the data at the solution, and the generator's law not theirs.
+      y: real samples [length]; as many as the second cloud, or the two pulls do not cancel
+        where the generator's law is that of the data.
       key: of the second cloud.
       epsilons: entropic regularisations [length^2], whose velocities are added.
       self_cloud: "second" or "same", as in :func:`divergence_loss`.
@@ -228,10 +234,11 @@ def regression_loss(
     fixed = jax.lax.stop_gradient(x)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     other = jax.lax.stop_gradient(other)
-    limits = {"threshold": threshold, "max_iterations": max_iterations}
     total, infos = jnp.zeros_like(fixed), []
     for epsilon in epsilons:
-        v, info = sinkhorn_velocity(fixed, y, epsilon, self_cloud=other, **limits)
+        v, info = sinkhorn_velocity(
+            fixed, y, epsilon, self_cloud=other, threshold=threshold, max_iterations=max_iterations
+        )
         total = total + (_normalized(v) if normalize else v)
         infos.append(info)
     errors = jnp.stack([info.marginal_error for info in infos])
