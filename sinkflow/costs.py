@@ -16,8 +16,8 @@ FAR = 1e12  # coordinates of points without mass are cut off here, so that no co
 class Centred(NamedTuple):
     r"""Two clouds, each moved so that its weighted mean is the origin.
 
-    With ``mean`` that of x, in two parts to be added, and ``shift`` the vector :math:`\delta` from the mean of y to it, the
-    costs of the clouds as they were are
+    With ``mean`` that of x, in two parts to be added, and ``shift`` the vector :math:`\delta` from
+    the mean of y to it, the costs of the clouds as they were are
 
     .. math:: C_{ij} = C'_{ij} + \langle x'_i - y'_j, \delta\rangle + \tfrac12\|\delta\|^2,
 

@@ -1,6 +1,6 @@
 """Other ground costs and marginals that may be missed at a price, solved by ott-jax.
 
-The same calls as :func:`sinkflow.sinkhorn` and :func:`sinkflow.sinkhorn_divergence`, slower. The
+ott-jax does not run under :func:`jax.shard_map` with its defaults. The same calls as :func:`sinkflow.sinkhorn` and :func:`sinkflow.sinkhorn_divergence`, slower. The
 solver is OTT's; potentials, certificate, value and gradient are ours, so that both agree where
 both apply.
 """

@@ -91,7 +91,7 @@ def sinkhorn(
         epsilon (no factor one half in its cost) is twice ours.
       a: source weights; default uniform. A sum within 1e-3 of 1 is divided out. Zeros are
         allowed: such points decide nothing, wherever they are, and their potentials are those
-        of points that join the solved problem (of points cut off at 1e12, if farther from the mean).
+        of points that join the solved problem (at most 1e12 from the mean in each coordinate).
         One that is NaN makes the solve fail.
       b: target weights, likewise.
       g_init: potential of a nearby problem. It skips the annealing unless it turns

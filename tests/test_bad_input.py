@@ -9,10 +9,17 @@ import optax
 import pytest
 
 from sinkflow import (
+    assignment,
+    barycentric_map,
     checkpoint,
     classifier,
+    costs,
     data,
+    divergence,
+    epsilon_for_entropy,
+    epsilon_for_neighbours,
     flow,
+    general,
     interpolants,
     metrics,
     models,
@@ -20,6 +27,11 @@ from sinkflow import (
     plotting,
     pool,
     sampling,
+    scaling,
+    sinkhorn,
+    sinkhorn_divergence,
+    sinkhorn_self,
+    sinkhorn_velocity,
     train,
     unet,
 )
@@ -198,9 +210,53 @@ PICTURES = [
     ("shares of others", lambda: plotting.class_histogram({"a": [1.0]}, ["b", "c"]), "a has shape"),
     ("a frame without time", lambda: plotting.flow_gif(CLOUD[None], CLOUD, "x", []), "0 times"),
 ]
+WEIGHTS, POTENTIAL = jnp.full(4, 0.25), jnp.zeros(4)
+SOLVER = [
+    ("cloud of strings", lambda: sinkhorn("x", X, 1.0), "x is str, no array of numbers"),
+    ("cloud of nothing", lambda: sinkhorn_velocity(None, X, 1.0), "x is NoneType"),
+    ("complex cloud", lambda: sinkhorn(X * 1j, X, 1.0), "x has dtype complex64"),
+    ("flat cloud", lambda: sinkhorn(T, X, 1.0), r"x has shape \(4,\); a cloud is"),
+    ("empty cloud", lambda: sinkhorn_self(X[:0], 1.0), "the cloud is empty"),
+    ("dimensions", lambda: sinkhorn_divergence(X, COLUMN, 1.0), "x and y differ in dimension"),
+    ("self cloud", lambda: sinkhorn_velocity(X, X, 1.0, self_cloud=COLUMN), "x and self_cloud"),
+    ("epsilon 0", lambda: sinkhorn(X, X, 0), "epsilon is 0; it must be positive and finite"),
+    ("epsilon NaN", lambda: sinkhorn_self(X, float("nan")), "epsilon is nan"),
+    ("epsilons", lambda: sinkhorn(X, X, T), r"epsilon has shape \(4,\); it is one number"),
+    ("threshold", lambda: flow.run(X, X, 1.0, [1.0], threshold=0), "threshold is 0"),
+    ("cap", lambda: sinkhorn(X, X, 1.0, max_iterations=1.5), "max_iterations is 1.5; it is one"),
+    ("negative weight", lambda: sinkhorn(X, X, 1.0, a=[-1, 1, 1, 0]), "a contains -1.0"),
+    ("sum of weights", lambda: sinkhorn(X, X, 1.0, b=2 * WEIGHTS), "b sums to 2.0"),
+    ("number of weights", lambda: sinkhorn(X, X, 1.0, a=WEIGHTS[:3]), "a has shape"),
+    ("weights of a map", lambda: barycentric_map(X, X, POTENTIAL, 1.0, T), "b sums to 2.0"),
+    ("potential", lambda: barycentric_map(X, X, T[:3], 1.0), r"g has shape \(3,\); y needs"),
+    ("no potential", lambda: barycentric_map(X, X, None, 1.0), "g is None"),
+    ("warm start", lambda: sinkhorn(X, X, 1.0, g_init=T[:2]), "g_init has shape"),
+    ("partners", lambda: divergence.draw_partners(KEY, X, X, POTENTIAL, -1), "epsilon is -1"),
+    ("gradient", lambda: sinkhorn_divergence(X, X, 1.0, gradient="no"), "unknown gradient 'no'"),
+    ("storage", lambda: sinkhorn_velocity(X, X, 1.0, storage="tape"), "unknown storage 'tape'"),
+    ("costs", lambda: costs.squared_euclidean(X, COLUMN), "x and y differ in dimension"),
+    ("coincident clouds", lambda: epsilon_for_entropy(X, X, 0.5), "all points coincide"),
+    ("one target", lambda: epsilon_for_neighbours(X, X[:1], 1.0), "y has 1 point"),
+    ("neighbours", lambda: epsilon_for_neighbours(CLOUD, CLOUD, 9), "must lie between 1 and 8"),
+    ("scaling's weights", lambda: scaling.matrix_scaling(X, 1.0, T, num_iterations=1), "a sums"),
+    ("scaling's count", lambda: scaling.matrix_scaling(X, 1.0, num_iterations=0), "at least 1"),
+    ("penalty", lambda: general.sinkhorn(X, X, 1.0, marginal_penalty=-1), "marginal_penalty is"),
+    (
+        "soft weights' sign",
+        lambda: general.sinkhorn(X, X, 1.0, a=[-1, 1, 1, 1], marginal_penalty=1.0),
+        "a contains -1.0",
+    ),
+    (
+        "soft weights' shape",
+        lambda: general.sinkhorn(X, X, 1.0, a=T[:3], marginal_penalty=1.0),
+        "a has shape",
+    ),
+    ("plan's weights", lambda: assignment.transport_plan(X, X, a=T), "a sums to 2.0"),
+]
+
 TABLE = [
     (name, call, ValueError, words)
-    for group in (FLOW, POOL, SHAPES, TRAINING, METRICS, FILES, PICTURES)
+    for group in (SOLVER, FLOW, POOL, SHAPES, TRAINING, METRICS, FILES, PICTURES)
     for name, call, words in group
 ]
 

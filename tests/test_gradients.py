@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sinkflow
 from sinkflow import sinkhorn, sinkhorn_divergence, sinkhorn_self, sinkhorn_velocity
 
 N, M, EPSILON = 7, 5, 0.3
@@ -215,3 +216,49 @@ def test_gradients_far_from_the_origin(key):
         for x, y in ((x, y), (x_far, y_far))
     ]
     np.testing.assert_allclose(gradients[1], gradients[0], atol=1e-5)
+
+
+RIGHT = np.array([[0.311275, 0.188725], [0.188725, 0.311275]])  # float64, implicit gradient
+
+
+@pytest.mark.parametrize("gradient", ["envelope", "implicit", "general"])
+def test_second_derivatives_see_the_potentials_move(gradient):
+    x, y = jnp.array([[0.0], [1.0]]), jnp.array([[0.3], [2.0]])
+
+    def value(x):
+        if gradient == "general":
+            return sinkflow.general.sinkhorn(x, y, 0.5, threshold=1e-6).value
+        return sinkhorn(x, y, 0.5, threshold=1e-6, gradient=gradient).value
+
+    np.testing.assert_allclose(jax.hessian(value)(x).reshape(2, 2), RIGHT, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_second_derivatives_against_differences_of_first_ones(key, problem):
+    """Of the divergence in clouds, of the self solve, and of what a velocity depends on."""
+    x, y, epsilon, a, b = problem
+    calls = {
+        "divergence": lambda x: sinkhorn_divergence(x, y, epsilon, a=a, b=b, **EXACT)[0],
+        "self": lambda x: sinkhorn_self(x, epsilon, a=a, **EXACT).value,
+        "velocity": lambda x: jnp.sum(sinkhorn_velocity(x, y, epsilon, a=a, b=b, **EXACT)[0] ** 2),
+        "potential": lambda x: jnp.sum(sinkhorn(x, y, epsilon, a=a, b=b, **EXACT).f[1:] ** 2),
+        "soft": lambda x: (
+            sinkflow.general.sinkhorn(
+                x,
+                y,
+                EPSILON,
+                a=a,
+                b=b,
+                marginal_penalty=1.0,
+                threshold=1e-12,
+                max_iterations=10_000,
+            ).value
+        ),
+    }
+    move = jax.random.normal(key, x.shape, x.dtype)
+    for name, call in calls.items():
+        first = jax.grad(call)
+        _, found = jax.jvp(first, (x,), (move,))
+        expected = (first(x + 1e-4 * move) - first(x - 1e-4 * move)) / 2e-4
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, err_msg=name)
