@@ -1,8 +1,8 @@
 """Other ground costs and marginals that may be missed at a price, solved by ott-jax.
 
-ott-jax does not run under :func:`jax.shard_map` with its defaults. The same calls as :func:`sinkflow.sinkhorn` and :func:`sinkflow.sinkhorn_divergence`, slower. The
+The same calls as :func:`sinkflow.sinkhorn` and :func:`sinkflow.sinkhorn_divergence`, slower. The
 solver is OTT's; potentials, certificate, value and gradient are ours, so that both agree where
-both apply.
+both apply. OTT does not run under :func:`jax.shard_map` with its defaults.
 """
 
 import functools

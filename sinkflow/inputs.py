@@ -79,8 +79,8 @@ def as_potential(name: str, values: Any, cloud: Array, of: str) -> Array | None:
 
 
 def returned_dtype(cloud: Any) -> Any:
-    """The dtype in which what has a cloud's shape goes back: the cloud's own, if it is floating."""
-    dtype = jnp.asarray(cloud).dtype
+    """The dtype in which what has the shape of x goes back: that of x, if it is floating."""
+    dtype = jnp.result_type(as_float("x", cloud) if not hasattr(cloud, "dtype") else cloud)
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.zeros(()).dtype
 
 
