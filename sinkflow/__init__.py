@@ -7,10 +7,13 @@ from sinkflow import data as data
 from sinkflow import epsilon as epsilon
 from sinkflow import flow as flow
 from sinkflow import general as general
+from sinkflow import generator as generator
+from sinkflow import generators as generators
 from sinkflow import interpolants as interpolants
 from sinkflow import metrics as metrics
 from sinkflow import models as models
 from sinkflow import ode as ode
+from sinkflow import opponents as opponents
 from sinkflow import parallel as parallel
 from sinkflow import plotting as plotting
 from sinkflow import pool as pool

@@ -25,11 +25,11 @@ LEVELS = [
         "loops",
     },
     {"kernel", "assignment", "metrics", "scaling", "train", "unet", "classifier"},
-    {"certificate", "gradients"},
+    {"certificate", "gradients", "generators"},
     {"sinkhorn"},
     {"divergence", "epsilon", "general"},
-    {"flow"},
-    {"pool", "sampling"},
+    {"flow", "generator"},
+    {"pool", "sampling", "opponents"},
     {"plotting"},
 ]
 # Of the drivers; all others are programs.
@@ -48,6 +48,8 @@ OPTIMAL_TRANSPORT = {
     "epsilon",
     "divergence",
     "flow",
+    "generator",
+    "opponents",
 }
 OPTIMISERS = {"flax", "optax"}
 # What a module must not import although its level would allow it.
@@ -63,6 +65,7 @@ FORBIDDEN = {
     "layers": {"optax", *OPTIMAL_TRANSPORT},
     "unet": {"optax", *OPTIMAL_TRANSPORT},
     "classifier": {"optax", *OPTIMAL_TRANSPORT},
+    "generators": {"optax", *OPTIMAL_TRANSPORT},
     "metrics": {"assignment", *OPTIMAL_TRANSPORT},  # a judge shares no code with the judged
     "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
     "sampling": {"train", *OPTIMAL_TRANSPORT},

@@ -1,0 +1,95 @@
+"""Objectives of a one-step generator that need no solver, to compare those of transport with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sinkflow import costs, generator
+from sinkflow.types import Array, Bool, Float, PRNGKey, Scalar, ScalarLike
+
+TINY = 1e-12  # added to squares before their root, whose slope at 0 is infinite
+FAR = 1e6  # distance at which a sample no longer repels itself [length]
+
+
+def energy_loss(
+    apply_fn: Callable,
+    params: Any,
+    z: Float[Array, "n *latent"],
+    y: Float[Array, "m d"],
+    key: PRNGKey | None = None,
+    *,
+    self_cloud: str = "second",
+    latent: Callable = generator.normal,
+) -> tuple[Scalar, Bool[Array, ""]]:
+    r"""Energy distance, an opponent without a solver: mean distances instead of plans.
+
+    .. math:: E|x - y| - \tfrac12 E|x - x'| - \tfrac12 E|y - y'|
+
+    Arguments and errors are those of
+    :func:`sinkflow.generator.divergence_loss`; the pairs of y with itself are
+    all of them.
+
+    Returns:
+      The distance [length] and whether it is finite.
+
+    Source:
+      Szekely and Rizzo 2013, "Energy statistics"; as a generator's loss with one kernel of
+      Riesz: Hertrich et al. 2024, arXiv:2305.11463.
+    """
+    x = generator.samples(apply_fn, params, z)
+    other = generator.second_cloud(apply_fn, params, z, key, self_cloud, latent)
+    other = x if other is None else other
+    pairs = ((x, y), (x, other), (y, y))
+    across, within, real = (jnp.mean(_distances(*pair)) for pair in pairs)
+    value = across - 0.5 * (within + real)
+    return value, jnp.isfinite(value)
+
+
+def drift_loss(
+    apply_fn: Callable,
+    params: Any,
+    z: Float[Array, "n *latent"],
+    y: Float[Array, "m d"],
+    key: PRNGKey | None = None,
+    *,
+    temperature: ScalarLike,
+    self_cloud: str = "second",
+    latent: Callable = generator.normal,
+) -> tuple[Scalar, Bool[Array, ""]]:
+    r"""Regression on the drift of the drifting models: softmaxes over both sides, no solver.
+
+    With logits -|x - .| / temperature over real and own samples together, A is the geometric
+    mean of their softmax over rows and over columns; real ones attract by their share of A
+    times the own ones' total, and the other way round.
+
+    Args:
+      temperature: of the softmaxes [length]. The others are those of
+    :func:`sinkflow.generator.divergence_loss`;
+        with the "same" cloud a sample does not repel itself.
+
+    Returns:
+      The loss, half the mean squared drift [length^2], and whether it is finite.
+
+    Source:
+      Deng et al. 2026, arXiv:2602.04770, algorithm 2.
+    """
+    x = generator.samples(apply_fn, params, z)
+    fixed = jax.lax.stop_gradient(x)
+    other = generator.second_cloud(apply_fn, params, z, key, self_cloud, latent)
+    repelled = _distances(fixed, fixed if other is None else other)
+    if other is None:
+        repelled, other = repelled + FAR * jnp.eye(x.shape[0], dtype=x.dtype), fixed
+    logits = -jnp.concatenate([_distances(fixed, y), repelled], axis=1) / temperature
+    both = 0.5 * (jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits, axis=0))
+    attract, repel = jnp.split(jnp.exp(both), [y.shape[0]], axis=1)
+    pull = attract * jnp.sum(repel, axis=1, keepdims=True)
+    push = repel * jnp.sum(attract, axis=1, keepdims=True)
+    value = generator.towards(x, jax.lax.stop_gradient(pull @ y - push @ other))
+    return value, jnp.isfinite(value)
+
+
+def _distances(x, y):
+    """Euclidean distances [n, m], with a finite slope at 0."""
+    return jnp.sqrt(2 * costs.squared_euclidean(x, y) + TINY)

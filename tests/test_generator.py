@@ -1,0 +1,204 @@
+"""Objectives of one-step generators, and their networks."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkflow import costs, generator, generators, opponents, sinkhorn
+from sinkflow.scaling import matrix_scaling
+
+EPSILON = 0.3
+TIGHT = {"threshold": 1e-5, "max_iterations": 5_000}
+
+
+def affine(params, z):
+    return z @ params["a"] + params["b"][None, :]
+
+
+@pytest.fixture
+def problem():
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"a": 0.7 * jax.random.normal(keys[0], (2, 2)), "b": jnp.asarray([0.3, -0.2])}
+    z, y = jax.random.normal(keys[1], (24, 2)), 1 + jax.random.normal(keys[2], (30, 2))
+    return params, z, y, keys[3]
+
+
+def gradient(loss, params, z, y, key, **settings):
+    of_params = jax.grad(lambda p: loss(affine, p, z, y, key, **settings)[0])
+    return jax.flatten_util.ravel_pytree(of_params(params))[0]
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), tree)
+
+
+def relative(one, other):
+    return float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other))
+
+
+def test_regression_with_the_same_cloud_has_the_gradient_of_the_divergence(problem):
+    regression = gradient(
+        generator.regression_loss, *problem, epsilons=[EPSILON], self_cloud="same", **TIGHT
+    )
+    envelope = gradient(
+        generator.divergence_loss, *problem, epsilon=EPSILON, self_cloud="same", **TIGHT
+    )
+    assert relative(regression, envelope) < 1e-3
+
+
+def test_regression_with_a_second_cloud_has_the_gradient_of_the_divergence(problem):
+    """Over both roles of the two clouds: the divergence shares the self term among them."""
+    params, z, y, key = problem
+    second = generator.normal(key, z)
+
+    def both_roles(loss, **settings):
+        pairs = (z, second), (second, z)
+        one, two = (
+            gradient(loss, params, own, y, key, latent=lambda *_, o=other: o, **settings)
+            for own, other in pairs
+        )
+        return 0.5 * (one + two)
+
+    regression = both_roles(generator.regression_loss, epsilons=[EPSILON], **TIGHT)
+    envelope = both_roles(generator.divergence_loss, epsilon=EPSILON, **TIGHT)
+    assert relative(regression, envelope) < 1e-3
+
+
+@pytest.mark.parametrize("self_cloud", generator.SELF_CLOUDS)
+def test_gradients_agree_at_convergence(problem, self_cloud):
+    settings = {"epsilon": 1.0, "self_cloud": self_cloud, "threshold": 1e-9, "max_iterations": 400}
+    with jax.enable_x64(True):
+        params, z, y = double(problem[:3])
+        envelope, implicit, unrolled = (
+            gradient(generator.divergence_loss, params, z, y, problem[3], gradient=name, **settings)
+            for name in ("envelope", "implicit", "unrolled")
+        )
+    assert relative(implicit, envelope) < 1e-3
+    assert relative(unrolled, envelope) < 1e-3
+
+
+def test_the_entropic_loss_is_the_entropic_cost(problem):
+    params, z, y, _ = problem
+    value, certificate = generator.entropic_loss(affine, params, z, y, epsilon=EPSILON, **TIGHT)
+    expected = sinkhorn(affine(params, z), y, EPSILON, **TIGHT)
+    assert float(value) == pytest.approx(float(expected.value))
+    assert int(certificate.unconverged) == 0
+
+
+@pytest.mark.parametrize("num_iterations", [1, 3, 20])
+def test_the_tutorials_loss_is_matrix_scaling_in_either_domain(problem, num_iterations):
+    with jax.enable_x64(True):
+        params, z, y = double(problem[:3])
+        settings = {"epsilon": EPSILON, "num_iterations": num_iterations}
+
+        def by_hand(params):
+            cost = costs.squared_euclidean(affine(params, z), y)
+            return matrix_scaling(cost, EPSILON, num_iterations=num_iterations).transport_cost
+
+        expected = jax.value_and_grad(by_hand)(params)
+        for domain in generator.DOMAINS:
+
+            def loss(params, domain=domain):
+                return generator.transport_loss(affine, params, z, y, domain=domain, **settings)
+
+            (value, certificate), slope = jax.value_and_grad(loss, has_aux=True)(params)
+            assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), slope, expected[1]
+            )
+            assert int(certificate.unconverged) == 0
+
+
+def test_underflow_is_reported_and_the_log_domain_has_none(problem):
+    params, z, y, _ = problem
+    settings = {"epsilon": 2e-3, "num_iterations": 20}
+    (_, scaled), (value, logged) = (
+        generator.transport_loss(affine, params, z, y, domain=domain, **settings)
+        for domain in ("scaling", "log")
+    )
+    assert int(scaled.unconverged) == 1
+    assert int(logged.unconverged) == 0 and np.isfinite(value)
+
+
+def test_the_transport_cost_has_no_envelope(problem):
+    """With the plan held, the gradient of <C, pi> is that of the entropic cost: another one."""
+    settings = {"epsilon": 1.0, "num_iterations": 400}
+    unrolled = gradient(generator.transport_loss, *problem, **settings)
+    held = gradient(generator.entropic_loss, *problem, epsilon=1.0, **TIGHT)
+    assert relative(held, unrolled) > 0.05
+    params, z, y, _ = problem
+    step = 1e-2
+    moved = {**params, "b": params["b"] + jnp.asarray([step, 0.0])}
+    back = {**params, "b": params["b"] - jnp.asarray([step, 0.0])}
+    shifted = [generator.transport_loss(affine, p, z, y, **settings)[0] for p in (moved, back)]
+    slope = float(shifted[0] - shifted[1]) / (2 * step)
+    assert slope == pytest.approx(float(unrolled[4]), rel=2e-2)
+
+
+def test_epsilons_are_added_and_normalized(problem):
+    values = [
+        gradient(generator.regression_loss, *problem, epsilons=epsilons, **TIGHT)
+        for epsilons in ([0.3], [1.0], [0.3, 1.0])
+    ]
+    np.testing.assert_allclose(values[0] + values[1], values[2], rtol=1e-3, atol=1e-5)
+    loss, certificate = generator.regression_loss(
+        affine, *problem, epsilons=[0.3], normalize=True, **TIGHT
+    )
+    assert float(loss) == pytest.approx(0.5 * 2, rel=1e-4)  # two coordinates of mean square 1
+    assert int(certificate.unconverged) == 0 and int(certificate.num_iterations) > 0
+
+
+def test_a_solve_that_runs_out_of_iterations_is_counted(problem):
+    settings = {"threshold": 1e-6, "max_iterations": 5}
+    _, certificate = generator.regression_loss(affine, *problem, epsilons=[1e-2], **settings)
+    assert int(certificate.unconverged) > 0
+    assert float(certificate.marginal_error) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [(opponents.energy_loss, {}), (opponents.drift_loss, {"temperature": 1.0})],
+)
+@pytest.mark.parametrize("self_cloud", generator.SELF_CLOUDS)
+def test_opponents_without_a_solver_move_samples_to_the_data(problem, loss, settings, self_cloud):
+    params, z, y, key = problem
+    far = {**params, "b": params["b"] - 3}
+    settings = {**settings, "self_cloud": self_cloud}
+    slope = jax.grad(lambda p: loss(affine, p, z, y, key, **settings)[0])(far)
+    assert np.all(np.asarray(slope["b"]) < 0)  # towards y, whose mean is 1
+    assert bool(loss(affine, far, z, y, key, **settings)[1])
+
+
+def test_wrong_settings_are_named(problem):
+    with pytest.raises(ValueError, match="unknown self_cloud 'third'; choose one of second, same"):
+        generator.divergence_loss(affine, *problem, epsilon=1.0, self_cloud="third")
+    with pytest.raises(ValueError, match="needs a key"):
+        generator.divergence_loss(affine, *problem[:3], epsilon=1.0)
+    with pytest.raises(ValueError, match="unknown domain 'sqrt'; choose one of log, scaling"):
+        generator.transport_loss(affine, *problem, epsilon=1.0, num_iterations=1, domain="sqrt")
+    with pytest.raises(ValueError, match="epsilons is empty"):
+        generator.regression_loss(affine, *problem, epsilons=[])
+
+
+def test_the_image_generator_has_the_asked_shape_range_and_labels():
+    z = jax.random.normal(jax.random.key(0), (3, 5))
+    net = generators.ConvGenerator(channels=8, num_classes=10)
+    params = net.init(jax.random.key(1), z, jnp.zeros(3, int))
+    zeros, ones = (net.apply(params, z, jnp.full(3, label)) for label in (0, 1))
+    assert zeros.shape == (3, 28, 28, 1) and zeros.dtype == jnp.float32
+    assert float(jnp.max(jnp.abs(zeros))) < 1 and not np.allclose(zeros, ones)
+    with pytest.raises(ValueError, match="no labels given and num_classes is 10"):
+        net.apply(params, z)
+    odd = generators.ConvGenerator(shape=(30, 30, 1), channels=8)
+    with pytest.raises(ValueError, match="images of 30x30 with 3 levels; pad"):
+        odd.init(jax.random.key(1), z)
+    with pytest.raises(ValueError, match="unknown head 'relu'; choose tanh or linear"):
+        generators.ConvGenerator(channels=8, head="relu").init(jax.random.key(1), z)
+
+
+def test_the_mlp_generates_the_asked_dimension():
+    z = jax.random.normal(jax.random.key(0), (3, 5))
+    net = generators.GeneratorMLP(2, (16, 16))
+    assert net.apply(net.init(jax.random.key(1), z), z).shape == (3, 2)
