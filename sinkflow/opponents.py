@@ -73,7 +73,8 @@ def drift_loss(
       The loss, half the mean squared drift [length^2], and whether it is finite.
 
     Source:
-      Deng et al. 2026, arXiv:2602.04770, algorithm 2.
+      After the two-sided softmax of Deng et al. 2026, arXiv:2602.04770; not yet compared with
+      the algorithm that is printed there.
     """
     x = generator.samples(apply_fn, params, z)
     fixed = jax.lax.stop_gradient(x)
