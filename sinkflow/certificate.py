@@ -82,10 +82,14 @@ def doubted(out: SinkhornOutput, epsilon, a, b, mean_cost) -> SinkhornOutput:
     so that the means of |f| and |g| bound those of the exponents' terms.
     """
     terms = jnp.sum(a * jnp.abs(out.f)) + jnp.sum(b * jnp.abs(out.g)) + mean_cost
-    rounding = 0.5 * jnp.finfo(terms.dtype).eps * terms / epsilon
     floats = (leaf for leaf in out if jnp.issubdtype(leaf.dtype, jnp.floating))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
-    return out._replace(converged=out.converged & (rounding <= RESOLVED) & finite)
+    return out._replace(converged=out.converged & (rounding(terms, epsilon) <= RESOLVED) & finite)
+
+
+def rounding(terms, epsilon) -> Scalar:
+    """Mean rounding of exponents whose terms have this mean size in all [length^2]."""
+    return 0.5 * jnp.finfo(terms.dtype).eps * terms / epsilon
 
 
 def _value(cost, f, g, epsilon, a, b, excess):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs, gradients, inputs, kernel, loops
-from sinkflow.certificate import SinkhornOutput, certify, doubted
+from sinkflow.certificate import SinkhornOutput, certify, doubted, rounding
 from sinkflow.types import Array, Float, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two looks at the error
@@ -308,7 +308,7 @@ def _differentiable(out, f, g, problem, gradient, same, storage) -> SinkhornOutp
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    limits = _goal(threshold, storage), max_iterations
+    limits = _goal(threshold, storage, cost, epsilon, a, b), max_iterations
     problem = _Fixed(cost, epsilon, a, b, *map(jnp.asarray, limits))
     largest = _cost_bound(problem)
     finite = jnp.isfinite(largest)
@@ -335,7 +335,7 @@ def _sinkhorn(cost, epsilon, a, b, g_init, threshold, max_iterations, storage) -
 
 @functools.partial(jax.jit, static_argnames="storage")
 def _sinkhorn_self(cost, epsilon, a, f_init, threshold, max_iterations, storage) -> SinkhornOutput:
-    limits = _goal(threshold, storage), max_iterations
+    limits = _goal(threshold, storage, cost, epsilon, a, a), max_iterations
     problem = _Fixed(cost, epsilon, a, a, *map(jnp.asarray, limits))
 
     def measured(f):
@@ -452,11 +452,14 @@ def _choose(condition, one: _Scaling, other: _Scaling) -> _Scaling:
     return jax.tree.map(lambda *leaves: jnp.where(condition, *leaves), one, other)
 
 
-def _goal(threshold, storage):
+def _goal(threshold, storage, cost: kernel.Cost, epsilon, a, b):
     """The error to iterate to: less than wanted, for rounding hides some of it."""
-    if storage != "half":
-        return MARGIN * threshold
-    return jnp.maximum(threshold - HALF_ROUNDING, 0.5 * threshold)
+    hidden = rounding(costs.mean_of_centred(cost.x, cost.y, a, b), epsilon)
+    if storage == "half":
+        hidden = hidden + HALF_ROUNDING
+    else:
+        hidden = jnp.maximum(hidden, (1 - MARGIN) * threshold)
+    return jnp.maximum(threshold - hidden, 0.5 * threshold)
 
 
 def _relaxation(relaxation, error, previous):

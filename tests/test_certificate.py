@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.special import logsumexp
 
 import sinkflow
 
@@ -22,7 +21,8 @@ def centred(x, a):
 def reference(x, y, epsilon, a, b):
     """Value and images by textbook updates in float64 numpy, around the means; None: no answer.
 
-    Points without mass are left out of the solve.
+    Points without mass are left out of the solve. Few points at epsilons far below the gaps of their
+    costs need more updates than are made here; those problems are not drawn.
     """
     x, y = x[a > 0], y[b > 0]
     a, b = (np.asarray(w[w > 0], np.float64) for w in (a, b))
@@ -32,17 +32,24 @@ def reference(x, y, epsilon, a, b):
     cost = 0.5 * ((x[:, None] - y[None]) ** 2).sum(-1)
     f, g = np.zeros(len(x)), np.zeros(len(y))
     level = max(epsilon, cost.max())
-    for _ in range(20_000):
-        level = max(epsilon, 0.9 * level)
-        f = -level * logsumexp((g[None] - cost) / level, axis=1, b=b[None])
-        g = -level * logsumexp((f[:, None] - cost) / level, axis=0, b=a[:, None])
-        if level == epsilon:
+    for step in range(4_000):
+        level = max(epsilon, 0.7 * level)
+        f = -softmax_mean(g[None] - cost, level, b)
+        g = -softmax_mean(f[None] - cost.T, level, a)
+        if level == epsilon and step % 20 == 0:
             exponent = (f[:, None] + g[None] - cost) / epsilon
             plan = a[:, None] * b[None] * np.exp(exponent)
             if np.abs(plan.sum(1) - a).sum() < 1e-9:
                 value = a @ f + b @ g + 0.5 * shift @ shift
                 return value, plan @ y / plan.sum(1, keepdims=True), cost
     return None
+
+
+def softmax_mean(exponents, epsilon, weights):
+    """epsilon log sum_j w_j exp(e_ij / epsilon), of rows."""
+    largest = exponents.max(1, keepdims=True)
+    sums = np.exp((exponents - largest) / epsilon) @ weights
+    return largest[:, 0] + epsilon * np.log(sums)
 
 
 @st.composite
@@ -71,8 +78,7 @@ def test_converged_means_right(problem):
     """Value and map to the errors that the docstring of sinkhorn documents."""
     x, y, a, b, epsilon = problem
     expected = reference(x, y, float(epsilon), a, b)
-    if expected is None:
-        return
+    assume(expected is not None)
     value, images, cost = expected
     given = dict(zip("xyab", map(jnp.asarray, (x, y, a, b)), strict=True))
     out = sinkflow.sinkhorn(epsilon=epsilon, **given)
@@ -91,8 +97,7 @@ def test_converged_means_right(problem):
         assert weights @ moved <= allowed + inputs
     if info.converged:
         self_map = reference(x, x, float(epsilon), a, a)
-        if self_map is None:
-            return
+        assume(self_map is not None)
         mean_x = (a / a.sum()).astype(np.float64) @ np.asarray(x, np.float64)
         truth = images + mean_y - self_map[1] - mean_x
         moved = np.linalg.norm(np.asarray(velocity, np.float64)[a > 0] - truth, axis=1)
