@@ -112,7 +112,7 @@ def clouds(n=30, m=20, d=16):
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
 
-@pytest.mark.parametrize("d", [2, 16])
+@pytest.mark.parametrize("d", [pytest.param(2, marks=pytest.mark.slow), 16])
 @pytest.mark.parametrize("place", [1e3, 1e9, 1e30])
 def test_points_without_mass_decide_nothing(d, place):
     x, y = clouds(d=d)
