@@ -21,8 +21,8 @@ def centred(x, a):
 def reference(x, y, epsilon, a, b):
     """Value and images by textbook updates in float64 numpy, around the means; None: no answer.
 
-    Points without mass are left out of the solve. Few points at epsilons far below the gaps of their
-    costs need more updates than are made here; those problems are not drawn.
+    Points without mass are left out of the solve. Few points at epsilons far below the gaps of
+    their costs need more updates than are made here; those problems are not drawn.
     """
     x, y = x[a > 0], y[b > 0]
     a, b = (np.asarray(w[w > 0], np.float64) for w in (a, b))
