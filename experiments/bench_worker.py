@@ -286,7 +286,7 @@ def whole_pool(problem, folder, limit, label, storage) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from sinkflow import flow, pool, sinkhorn_velocity
+    from sinkflow import Limits, flow, pool, sinkhorn_velocity
 
     source, target = samplers(problem["d"])
     key, clouds, n = jax.random.key(problem["seed"]), problem["clouds"], problem["n"]
@@ -297,7 +297,7 @@ def whole_pool(problem, folder, limit, label, storage) -> dict:
         "step_sizes": flow.step_sizes(problem["step_size"], problem["steps"]),
         "time": "flow",
         "clouds_per_call": problem["clouds_per_call"],
-        "storage": storage,
+        "limits": Limits(storage=storage),
         "allow_unconverged": True,
     }
 
@@ -317,7 +317,9 @@ def whole_pool(problem, folder, limit, label, storage) -> dict:
         states, targets = (np.load(file) for file in files)
         velocity = jnp.stack(
             [
-                sinkhorn_velocity(x[0], targets[0], problem["epsilon"], storage=storage)[0]
+                sinkhorn_velocity(
+                    x[0], targets[0], problem["epsilon"], limits=Limits(storage=storage)
+                )[0]
                 for x in states
             ]
         )

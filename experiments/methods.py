@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from sinkflow import assignment, data, interpolants, models, ode, pool, sampling, train
+from sinkflow import Limits, assignment, data, interpolants, models, ode, pool, sampling, train
 
 
 class Learned(NamedTuple):
@@ -117,7 +117,7 @@ def flow_pool(config, task, keys, independent_self: bool):
             data.SAMPLERS[task.target],
             **config.pool_settings(),
             independent_self=independent_self,
-            max_iterations=20_000,
+            limits=Limits(max_iterations=20_000),
         )
         pools.append(rows)
         infos.append(pool.summary(info))

@@ -103,8 +103,8 @@ class Sinkflow(JaxPeer):
 
         def solve(x, y, epsilon, storage):
             # Annealing counts: it is part of these iterations, not on top of them.
-            limits = {"threshold": TINY, "max_iterations": passes // 2, "storage": storage}
-            out = sinkflow.sinkhorn(x, y, epsilon, **limits)
+            limits = sinkflow.Limits(TINY, passes // 2, storage)
+            out = sinkflow.sinkhorn(x, y, epsilon, limits=limits)
             return (out.f, out.g), 2 * out.num_iterations
 
         return {
@@ -124,8 +124,8 @@ class Sinkflow(JaxPeer):
         import sinkflow
 
         def velocity(x, y, epsilon, threshold, storage):
-            limits = {"threshold": threshold, "max_iterations": most, "storage": storage}
-            v, info = sinkflow.sinkhorn_velocity(x, y, epsilon, **limits)
+            limits = sinkflow.Limits(threshold, most, storage)
+            v, info = sinkflow.sinkhorn_velocity(x, y, epsilon, limits=limits)
             return v, 2 * info.xy.num_iterations + info.xx.num_iterations
 
         return {

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments import bench_worker, common
-from sinkflow import epsilon, sinkhorn_velocity
+from sinkflow import Limits, epsilon, sinkhorn_velocity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def main(config: Config) -> dict:
     def solve(threshold):
         begin = time.perf_counter()
         velocity, info = sinkhorn_velocity(
-            x, y, regularisation, threshold=threshold, storage=config.storage
+            x, y, regularisation, limits=Limits(threshold, storage=config.storage)
         )
         return *jax.block_until_ready((velocity, info)), time.perf_counter() - begin
 

@@ -16,7 +16,17 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import common
 from experiments.image_config import STAGES, ImageConfig
-from sinkflow import assignment, divergence, epsilon, images, interpolants, pool, train, unet
+from sinkflow import (
+    Limits,
+    assignment,
+    divergence,
+    epsilon,
+    images,
+    interpolants,
+    pool,
+    train,
+    unet,
+)
 from sinkflow.sinkhorn import sinkhorn
 
 TRAINING = "training.json"  # of each stage: what its training took
@@ -185,8 +195,7 @@ def chosen_epsilon(config, source, target, size: int) -> float:
         source(key_x, size),
         target(key_y, size),
         config.neighbours,
-        threshold=1e-3,
-        max_iterations=config.max_iterations,
+        limits=Limits(0.001, config.max_iterations),
     )
     if not solved.converged or abs(float(solved.neighbours) / config.neighbours - 1) > 0.05:
         raise RuntimeError(
@@ -217,7 +226,7 @@ def flow_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
                 epsilon=regularisation(),
                 step_sizes=config.step_sizes(),
                 clouds_per_call=config.clouds_per_call,
-                max_iterations=config.max_iterations,
+                limits=Limits(max_iterations=config.max_iterations),
                 dtype=POOL_DTYPE,
             )
             jax.block_until_ready(rows)
@@ -249,7 +258,7 @@ def pair_pools(run, config, pixels) -> Callable[[int], pool.Pool]:
     def plan_partners(keys, x, y, epsilon):
         def one(cloud):
             key, x, y = cloud
-            out = sinkhorn(x, y, epsilon, max_iterations=config.max_iterations)
+            out = sinkhorn(x, y, epsilon, limits=Limits(max_iterations=config.max_iterations))
             return divergence.draw_partners(key, x, y, out.g, epsilon), out.converged
 
         return jax.lax.map(one, (keys, x, y), batch_size=max(1, 2**24 // size**2))

@@ -38,7 +38,7 @@ print(
     f"W_epsilon {out.value:.3f} after {out.num_iterations} iterations: converged {out.converged}, "
     f"marginal error {out.marginal_error:.1e}"
 )
-hurried = sinkflow.sinkhorn(x, y, epsilon=0.02, max_iterations=20)
+hurried = sinkflow.sinkhorn(x, y, epsilon=0.02, limits=sinkflow.Limits(max_iterations=20))
 print(f"20 iterations: converged {hurried.converged}, marginal error {hurried.marginal_error:.1e}")
 
 # %% [markdown]

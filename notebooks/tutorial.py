@@ -85,7 +85,7 @@ exact_plan, exact = transport_plan(x, y)
 
 plans = {}
 for epsilon in (3.0, 0.3, 0.03, 0.003):
-    out = sinkflow.sinkhorn(x, y, epsilon, threshold=1e-4)
+    out = sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(1e-4))
     plan = jnp.exp((out.f[:, None] + out.g - cost) / epsilon) / cost.size
     print(
         f"epsilon {epsilon:5.3f}: cost {jnp.sum(plan * cost):.4f}, above the exact one by {jnp.sum(plan * cost) - exact:.4f} "
@@ -108,7 +108,7 @@ display(fig)
 # %%
 for epsilon in (1.0, 0.3, 0.1, 0.03, 0.01):
     scaled = matrix_scaling(cost, epsilon, num_iterations=2_000)
-    solved = sinkflow.sinkhorn(x, y, epsilon, threshold=1e-4)
+    solved = sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(1e-4))
     value = entropic_objective(cost, scaled.plan, epsilon) + 2 * epsilon * np.log(
         60
     )  # + ε(H(a) + H(b))

@@ -26,6 +26,7 @@ from sinkflow.divergence import sinkhorn_divergence as sinkhorn_divergence
 from sinkflow.divergence import sinkhorn_velocity as sinkhorn_velocity
 from sinkflow.epsilon import epsilon_for_entropy as epsilon_for_entropy
 from sinkflow.epsilon import epsilon_for_neighbours as epsilon_for_neighbours
+from sinkflow.limits import Limits as Limits
 from sinkflow.sinkhorn import sinkhorn as sinkhorn
 from sinkflow.sinkhorn import sinkhorn_self as sinkhorn_self
 

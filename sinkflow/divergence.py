@@ -1,7 +1,7 @@
 """Sinkhorn divergence and its velocity: where particles move to come closer to a target."""
 
 import functools
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from sinkflow import costs, inputs, kernel
 from sinkflow.certificate import SinkhornOutput
 from sinkflow.gradients import Problem
+from sinkflow.limits import Limits, check_limits
 from sinkflow.sinkhorn import (
     STATIC,
     as_given,
-    check_limits,
     check_problem,
     iterations_to_unroll,
     solve,
@@ -22,14 +22,6 @@ from sinkflow.sinkhorn import (
 from sinkflow.types import Array, Bool, Float, Int, PRNGKey, Scalar, ScalarLike
 
 OFF_DIAGONAL = 1e-5  # mass of a row, less than which moves no particle visibly in float32
-
-
-class Limits(TypedDict):
-    """When a solve stops and what it stores: the keywords that every solve takes."""
-
-    threshold: ScalarLike
-    max_iterations: ScalarLike
-    storage: str
 
 
 class VelocityInfo(NamedTuple):
@@ -192,9 +184,7 @@ def sinkhorn_velocity(
     self_cloud: Float[Array, "k d"] | None = None,
     xy_init: Float[Array, "m"] | None = None,
     xx_init: Float[Array, "k"] | None = None,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
-    storage: str = "auto",
+    limits: Limits = Limits(),
 ) -> tuple[Float[Array, "n d"], VelocityInfo]:
     r"""Velocity of the Wasserstein gradient flow of the Sinkhorn divergence.
 
@@ -214,9 +204,7 @@ def sinkhorn_velocity(
         the contraction that the same cloud causes in high dimension.
       xy_init: potential g of a nearby cloud-to-target solve (``info.xy.g``).
       xx_init: the same for the self solve (``info.xx.g``).
-      threshold: L1 marginal error [mass, total 1] at which each solve stops.
-      max_iterations: cap on the iterations of each solve.
-      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
 
     Returns:
       The velocity [n, d] [length per unit flow time] and a :class:`VelocityInfo`.
@@ -231,12 +219,11 @@ def sinkhorn_velocity(
     dtype = inputs.returned_dtype(x)
     x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
     other = as_self_cloud(self_cloud, x)
-    limits = check_limits(threshold, max_iterations, x.dtype)
+    limits = check_limits(limits, x.dtype)
     xy_init = inputs.as_potential("xy_init", xy_init, y, "y")
     name = "x" if other is None else "self_cloud"
     xx_init = inputs.as_potential("xx_init", xx_init, x if other is None else other, name)
-    kernel.check_storage(storage)
-    velocity, info = _velocity(x, y, epsilon, a, b, other, xy_init, xx_init, *limits, storage)
+    velocity, info = _velocity(x, y, epsilon, a, b, other, xy_init, xx_init, *limits)
     return velocity.astype(dtype), info
 
 
@@ -252,7 +239,7 @@ def _velocity(
     x, y, epsilon, a, b, other, xy_init, xx_init, threshold, max_iterations, storage
 ) -> tuple[Array, VelocityInfo]:
     a, b, epsilon = inputs.distribution(a, x), inputs.distribution(b, y), inputs.positive(epsilon)
-    limits = threshold, max_iterations, storage
+    limits = Limits(threshold, max_iterations, storage)
     towards_target, neighbours, xy, xy_given = _images(x, y, epsilon, a, b, xy_init, limits)
     if other is None:
         towards_self, xx = _self_images(x, epsilon, a, xx_init, limits)
@@ -277,25 +264,22 @@ def _images(x, y, epsilon, a, b, g_init, limits):
 
     One cost matrix serves the solve and the projection.
     """
-    threshold, max_iterations, storage = limits
     moved = costs.centred(x, y, a, b)
     problem = Problem(moved.x, moved.y, epsilon, a, b)
-    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
-    cost = kernel.make_cost(moved.x, moved.y, storage)
+    limits = limits._replace(storage=kernel.storage_for(limits.storage, x, y))
+    cost = kernel.make_cost(moved.x, moved.y, limits.storage)
     init = None if g_init is None else g_init - moved.of_y
-    out = solve(problem, cost, init, threshold, max_iterations, storage=storage)
+    out = solve(problem, cost, init, limits)
     images, neighbours = _project(cost, out.g, epsilon, b)
     return images - moved.shift[None], neighbours, out, as_given(out, moved, problem)
 
 
 def _self_images(x, epsilon, a, f_init, limits):
     """The same for a cloud and itself, which the identity plan leaves where it is."""
-    threshold, max_iterations, storage = limits
     x = costs.centred(x, x, a, a).x
-    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
-    cost = kernel.make_cost(x, x, storage)
-    problem = Problem(x, x, epsilon, a, a)
-    out = solve_self(problem, cost, f_init, threshold, max_iterations, storage=storage)
+    limits = limits._replace(storage=kernel.storage_for(limits.storage, x, x))
+    cost = kernel.make_cost(x, x, limits.storage)
+    out = solve_self(Problem(x, x, epsilon, a, a), cost, f_init, limits)
     return _self_project(cost, out.f, epsilon, a), out
 
 
@@ -317,10 +301,8 @@ def sinkhorn_divergence(
     a: Float[Array, "n"] | None = None,
     b: Float[Array, "m"] | None = None,
     self_cloud: Float[Array, "k d"] | None = None,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     gradient: str = "envelope",
-    storage: str = "auto",
 ) -> tuple[Scalar, Bool[Array, ""]]:
     r"""Sinkhorn divergence: entropic cost without its bias, zero when the clouds agree.
 
@@ -340,26 +322,25 @@ def sinkhorn_divergence(
     """
     x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
     other = as_self_cloud(self_cloud, x)
-    count = iterations_to_unroll(gradient, max_iterations)
-    limits = check_limits(threshold, max_iterations, x.dtype)
-    kernel.check_storage(storage)
-    return _divergence(x, y, epsilon, a, b, other, *limits, gradient, count, storage)
+    count = iterations_to_unroll(gradient, limits)
+    limits = check_limits(limits, x.dtype)
+    return _divergence(x, y, epsilon, a, b, other, *limits, gradient, count)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _divergence(
-    x, y, epsilon, a, b, other, threshold, max_iterations, gradient, count, storage
+    x, y, epsilon, a, b, other, threshold, max_iterations, storage, gradient, count
 ) -> tuple[Scalar, Bool[Array, ""]]:
     a, b, epsilon = inputs.distribution(a, x), inputs.distribution(b, y), inputs.positive(epsilon)
     moved = costs.centred(x, y, a, b)
 
     def solved(x, y, a, b, same=False):
         problem = Problem(x, y, epsilon, a, b)
-        stored = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+        limits = Limits(threshold, max_iterations, kernel.storage_for(storage, x, y))
         if count:
-            return unroll(problem, threshold, count, same=same, storage=stored)
-        given = problem, kernel.make_cost(x, y, stored), None, threshold, max_iterations
-        return (solve_self if same else solve)(*given, gradient=gradient, storage=stored)
+            return unroll(problem, limits, count, same=same)
+        cost = kernel.make_cost(x, y, limits.storage)
+        return (solve_self if same else solve)(problem, cost, None, limits, gradient)
 
     xy = solved(moved.x, moved.y, a, b)
     yy = solved(moved.y, moved.y, b, b, same=True)

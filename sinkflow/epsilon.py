@@ -9,7 +9,8 @@ import numpy as np
 
 from sinkflow import costs, inputs, loops
 from sinkflow.certificate import SinkhornOutput
-from sinkflow.sinkhorn import check_limits, check_problem, sinkhorn
+from sinkflow.limits import Limits, check_limits
+from sinkflow.sinkhorn import check_problem, sinkhorn
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 RANGE = (1e-5, 1e2)  # of epsilon / mean cost
@@ -46,8 +47,7 @@ def epsilon_for_entropy(
     *,
     a: Float[Array, "n"] | None = None,
     b: Float[Array, "m"] | None = None,
-    threshold: ScalarLike = 1e-2,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(1e-2),
 ) -> tuple[Scalar, SinkhornOutput]:
     """The epsilon at which the plan has the wanted entropy, by bisection.
 
@@ -58,8 +58,7 @@ def epsilon_for_entropy(
         matching, 1 the product plan.
       a: source weights, sum 1; default uniform.
       b: target weights, likewise.
-      threshold: L1 marginal error [mass, total 1] of each of the 21 solves.
-      max_iterations: cap on each solve's iterations.
+      limits: when each of the 21 solves stops and what it stores, see :class:`sinkflow.Limits`.
 
     Returns:
       Epsilon [length^2], between 1e-5 and 100 mean costs, and the solve at it: look at its
@@ -74,7 +73,7 @@ def epsilon_for_entropy(
       The entropy of a plan as its sharpness: Zhang et al. 2025, arXiv:2506.05526; it grows with
       epsilon. The bisection is ours.
     """
-    return _epsilon_for("entropy", entropy, (0, 1), x, y, a, b, threshold, max_iterations)
+    return _epsilon_for("entropy", entropy, (0, 1), x, y, a, b, limits)
 
 
 def epsilon_for_neighbours(
@@ -84,8 +83,7 @@ def epsilon_for_neighbours(
     *,
     a: Float[Array, "n"] | None = None,
     b: Float[Array, "m"] | None = None,
-    threshold: ScalarLike = 1e-2,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(1e-2),
 ) -> tuple[Scalar, SinkhornOutput]:
     """The epsilon at which particles have the wanted effective number of neighbours.
 
@@ -93,12 +91,12 @@ def epsilon_for_neighbours(
     on images 1 to 3, since a blurred plan's field learns averages.
     """
     most = jnp.shape(y)[0]
-    return _epsilon_for("neighbours", neighbours, (1, most), x, y, a, b, threshold, max_iterations)
+    return _epsilon_for("neighbours", neighbours, (1, most), x, y, a, b, limits)
 
 
-def _epsilon_for(name, wanted, bounds, x, y, a, b, threshold, max_iterations):
+def _epsilon_for(name, wanted, bounds, x, y, a, b, limits):
     x, y, _, a, b = check_problem(x, y, 1.0, a, b)
-    limits = check_limits(threshold, max_iterations, x.dtype)
+    limits = check_limits(limits, x.dtype)
     low, high = bounds
     if low == high:
         raise ValueError(
@@ -118,11 +116,10 @@ def _epsilon_for(name, wanted, bounds, x, y, a, b, threshold, max_iterations):
     return _bisect(name, x, y, a, b, scale, wanted, *limits)
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def _bisect(name, x, y, a, b, scale, wanted, threshold, max_iterations):
-    solve: Callable = functools.partial(
-        sinkhorn, x, y, a=a, b=b, threshold=threshold, max_iterations=max_iterations
-    )
+@functools.partial(jax.jit, static_argnames=("name", "storage"))
+def _bisect(name, x, y, a, b, scale, wanted, threshold, max_iterations, storage):
+    limits = Limits(threshold, max_iterations, storage)
+    solve: Callable = functools.partial(sinkhorn, x, y, a=a, b=b, limits=limits)
 
     def halve(_, bracket):
         low, high = bracket

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkflow import inputs, loops
-from sinkflow.divergence import Limits, sinkhorn_velocity
-from sinkflow.sinkhorn import check_limits, check_problem
+from sinkflow.divergence import sinkhorn_velocity
+from sinkflow.limits import Limits, check_limits
+from sinkflow.sinkhorn import check_problem
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike, widened
 
 
@@ -63,10 +64,8 @@ def step(
     *,
     epsilon: ScalarLike,
     step_size: ScalarLike,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     independent_self: bool = False,
-    storage: str = "auto",
 ) -> tuple[FlowState, FlowInfo]:
     """One Euler step x + step_size v(x) of the empirical Sinkhorn flow towards ``y``.
 
@@ -75,11 +74,9 @@ def step(
       y: target particles [length].
       epsilon: entropic regularisation [length^2].
       step_size: [flow time]; 1 moves every particle by its whole velocity.
-      threshold: L1 marginal error [mass, total 1] of each solve.
-      max_iterations: cap on each solve's iterations.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       independent_self: flow two clouds, the halves of ``x`` towards those of ``y``, each the
         self reference of the other: unbiased in high dimension (arXiv:2605.11755).
-      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
 
     Raises:
       ValueError: an odd number of particles or targets with ``independent_self``.
@@ -87,12 +84,11 @@ def step(
     Source:
       arXiv:2401.14069, algorithm 1, inner loop.
     """
-    limits = Limits(threshold=threshold, max_iterations=max_iterations, storage=storage)
     if independent_self:
         velocity, info = _halves_velocity(state, y, epsilon, limits)
     else:
         velocity, info = sinkhorn_velocity(
-            state.x, y, epsilon, xy_init=state.xy.guess, xx_init=state.xx.guess, **limits
+            state.x, y, epsilon, xy_init=state.xy.guess, xx_init=state.xx.guess, limits=limits
         )
     step_size = check_step_sizes(jnp.reshape(step_size, (1,)))[0].astype(velocity.dtype)
     first, left = state.t == 0, 1 - step_size
@@ -131,7 +127,8 @@ def _halves_velocity(state, y, epsilon, limits):
         return leaf.reshape(2, -1, *leaf.shape[1:])
 
     def solve(x, y, other, xy, xx):
-        return sinkhorn_velocity(x, y, epsilon, self_cloud=other, xy_init=xy, xx_init=xx, **limits)
+        inits = {"xy_init": xy, "xx_init": xx}
+        return sinkhorn_velocity(x, y, epsilon, self_cloud=other, **inits, limits=limits)
 
     x = halves(state.x)
     velocity, info = jax.vmap(solve)(
@@ -158,10 +155,8 @@ def run(
     epsilon: ScalarLike,
     step_sizes: Float[Array, "steps"],
     *,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     independent_self: bool = False,
-    storage: str = "auto",
 ) -> tuple[FlowState, Trajectory, FlowInfo]:
     """The whole flow as one program, potentials warm-started from step to step.
 
@@ -170,10 +165,8 @@ def run(
       y: target particles [length].
       epsilon: entropic regularisation [length^2].
       step_sizes: one for each step [flow time]; see :func:`step_sizes`.
-      threshold: L1 marginal error [mass, total 1] of each solve.
-      max_iterations: cap on each solve's iterations.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       independent_self: see :func:`step`. Static.
-      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`. Static.
 
     Returns:
       The last state, the :class:`Trajectory` of the states that velocities were taken
@@ -187,20 +180,16 @@ def run(
       Particles of a dtype below float32 are moved in float32, and returned in it.
     """
     x, y, epsilon, *_ = check_problem(x, y, epsilon, None, None)
-    limits = check_limits(threshold, max_iterations, x.dtype)
+    limits = check_limits(limits, x.dtype)
     step_sizes = check_step_sizes(step_sizes)
-    return _run(x, y, epsilon, step_sizes, *limits, independent_self, storage)
+    return _run(x, y, epsilon, step_sizes, *limits, independent_self)
 
 
-@functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
-def _run(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage):
+@functools.partial(jax.jit, static_argnames=("storage", "independent_self"))
+def _run(x, y, epsilon, step_sizes, threshold, max_iterations, storage, independent_self):
+    limits = Limits(threshold, max_iterations, storage)
     advance = functools.partial(
-        step,
-        epsilon=epsilon,
-        threshold=threshold,
-        max_iterations=max_iterations,
-        independent_self=independent_self,
-        storage=storage,
+        step, epsilon=epsilon, limits=limits, independent_self=independent_self
     )
 
     def body(state, step_size):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from sinkflow import costs
+from sinkflow.limits import check_storage
 from sinkflow.types import Array, Float, ScalarLike
 
-STORAGES = ("auto", "full", "half", "chunks")
 CHUNK = 2**28  # costs alive at a time where they are recomputed: 1 GiB in float32
 MEMORY_SHARE = 0.75  # of the device's memory, for what a solve keeps
 CPU_MEMORY = 2**33  # bytes to count on where the device does not tell
@@ -36,8 +36,8 @@ class Cost(NamedTuple):
         return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
 
 
-def storage_for(storage: str, n: int, m: int, dtype: Any) -> str:
-    """What to keep on the device for an n by m problem; anything but "auto" is kept as it is.
+def storage_for(storage: str, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> str:
+    """What to keep on the device for two clouds; anything but "auto" is kept as it is.
 
     "full" keeps costs and densities, "half" costs and densities in float16, "chunks"
     nothing: rows of costs are recomputed for every product.
@@ -49,15 +49,9 @@ def storage_for(storage: str, n: int, m: int, dtype: Any) -> str:
     if storage != "auto":
         return storage
     memory = MEMORY_SHARE * _device_memory()
-    itemsize = jnp.dtype(dtype).itemsize
+    n, m, itemsize = x.shape[0], y.shape[0], x.dtype.itemsize
     sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
     return next((name for name, size in sizes.items() if size <= memory), "chunks")
-
-
-def check_storage(storage: str) -> None:
-    """Raises ValueError for an unknown storage."""
-    if storage not in STORAGES:
-        raise ValueError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
 
 
 def _device_memory() -> int:

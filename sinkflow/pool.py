@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sinkflow import flow, inputs, interpolants
+from sinkflow.limits import Limits, check_limits
 from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike, check_shape, widened
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -58,10 +59,8 @@ def build(
     step_sizes: Array | np.ndarray | Sequence,
     time: str = "geodesic",
     clouds_per_call: int = 1,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: int = 5_000,
+    limits: Limits = Limits(),
     independent_self: bool = False,
-    storage: str = "auto",
     dtype: DTypeLike | None = None,
     allow_unconverged: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
@@ -80,10 +79,8 @@ def build(
       time: "geodesic" (s in [0, 1], 1 - s_{k+1} = (1 - s_k)(1 - step)) or "flow" (the
         paper's t_k, the sum of steps).
       clouds_per_call: clouds simulated side by side; they wait for the slowest solve.
-      threshold: L1 marginal error [mass, total 1] of each solve.
-      max_iterations: cap on each solve's iterations.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
-      storage: what a solve keeps on the device, see :func:`sinkflow.sinkhorn`.
       dtype: of the positions and velocities that are kept, floating, default the clouds' own. A
         pool of images in float16 takes half the memory; :func:`sample` computes in full precision.
       allow_unconverged: keep the pool even if some solves did not converge.
@@ -104,6 +101,7 @@ def build(
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
     inputs.check_positive("epsilon", epsilon)
+    check_limits(limits, jnp.float32)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
     _check_time(time)
@@ -119,9 +117,7 @@ def build(
         indices = jnp.arange(first, first + clouds_per_call)
         x, y = draw_clouds(key, source, target, indices, num_particles)
         finite.append(_all_finite(x, y))  # looked at below: asking now would wait for the device
-        trajectory, info = _simulate(
-            x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage
-        )
+        trajectory, info = _simulate(x, y, epsilon, step_sizes, *limits, independent_self)
         pools.append(_from_trajectories(trajectory, step_sizes, time, dtype))
         del trajectory  # before the next one is made beside it
         infos.append(info)
@@ -131,8 +127,8 @@ def build(
         failed = int(np.sum(~info.converged))
         raise RuntimeError(
             f"{failed} of {info.converged.size} Sinkhorn solves did not converge (worst marginal "
-            f"error {np.max(info.marginal_error):.2g}, wanted {float(threshold):.2g}): raise "
-            "epsilon or max_iterations, or allow an unconverged pool"
+            f"error {np.max(info.marginal_error):.2g}, wanted {float(limits.threshold):.2g}): "
+            "raise epsilon or max_iterations, or allow an unconverged pool"
         )
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
 
@@ -192,18 +188,13 @@ def _check_time(time):
         raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
 
 
-@functools.partial(jax.jit, static_argnames=("independent_self", "storage"))
-def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, independent_self, storage):
+@functools.partial(jax.jit, static_argnames=("storage", "independent_self"))
+def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, storage, independent_self):
+    limits = Limits(threshold, max_iterations, storage)
+
     def simulate(x, y):
         _, trajectory, info = flow.run(
-            x,
-            y,
-            epsilon,
-            step_sizes,
-            threshold=threshold,
-            max_iterations=max_iterations,
-            independent_self=independent_self,
-            storage=storage,
+            x, y, epsilon, step_sizes, limits=limits, independent_self=independent_self
         )
         return trajectory, info[1:]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sinkflow import costs, gradients, inputs, kernel, loops
 from sinkflow.certificate import SinkhornOutput, certify, doubted, rounding
+from sinkflow.limits import Limits, check_limits
 from sinkflow.types import Array, Float, ScalarLike
 
 ROUND = 5  # iterations between two exponentials of the cost matrix and two looks at the error
@@ -67,10 +68,8 @@ def sinkhorn(
     a: Float[Array, "n"] | None = None,
     b: Float[Array, "m"] | None = None,
     g_init: Float[Array, "m"] | None = None,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     gradient: str = "envelope",
-    storage: str = "auto",
 ) -> SinkhornOutput:
     r"""Entropic optimal transport between two weighted clouds.
 
@@ -96,18 +95,11 @@ def sinkhorn(
       b: target weights, likewise.
       g_init: potential of a nearby problem. It skips the annealing unless it turns
         out to be useless.
-      threshold: stop when both L1 marginal errors [mass, total 1] are below it.
-      max_iterations: cap on iterations (one iteration updates f and g), checked every
-        5; the annealing, 2 iterations a factor of 4, is always completed.
+      limits: when to stop and what to store, see :class:`sinkflow.Limits`.
       gradient: derivative of ``value``. "envelope" takes the potentials as constants, which
         is exact at the solution; "implicit" corrects it to first order in what is
         left to converge, at the price of a linear solve; "unrolled" makes
         ``max_iterations`` (a Python int) plain updates, no annealing, and differentiates them.
-      storage: "full" keeps costs and plan densities on the device (8 bytes a pair in
-        float32), "half" the densities in float16 (6 bytes; sums carry a relative error of about
-        1e-4, so thresholds far below 1e-3 are out of reach, and said to be: the
-        certificate is measured in full precision), "chunks" nothing (rows are recomputed
-        for every product, for clouds beyond memory). "auto" takes the first that fits.
 
     Returns:
       A :class:`SinkhornOutput`.
@@ -147,11 +139,10 @@ def sinkhorn(
       (True, 0.5)
     """
     x, y, epsilon, a, b = check_problem(x, y, epsilon, a, b)
-    count = iterations_to_unroll(gradient, max_iterations)
-    limits = check_limits(threshold, max_iterations, x.dtype)
+    count = iterations_to_unroll(gradient, limits)
+    limits = check_limits(limits, x.dtype)
     g_init = inputs.as_potential("g_init", g_init, y, "y")
-    kernel.check_storage(storage)
-    return _cloud_to_cloud(x, y, epsilon, a, b, g_init, *limits, gradient, count, storage)
+    return _cloud_to_cloud(x, y, epsilon, a, b, g_init, *limits, gradient, count)
 
 
 def sinkhorn_self(
@@ -160,10 +151,8 @@ def sinkhorn_self(
     *,
     a: Float[Array, "n"] | None = None,
     f_init: Float[Array, "n"] | None = None,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     gradient: str = "envelope",
-    storage: str = "auto",
 ) -> SinkhornOutput:
     r"""Entropic optimal transport of a cloud to itself, with its one potential.
 
@@ -183,45 +172,41 @@ def sinkhorn_self(
       factor 2/3 is ours.
     """
     x, _, epsilon, a, _ = check_problem(x, x, epsilon, a, None)
-    count = iterations_to_unroll(gradient, max_iterations)
-    limits = check_limits(threshold, max_iterations, x.dtype)
+    count = iterations_to_unroll(gradient, limits)
+    limits = check_limits(limits, x.dtype)
     f_init = inputs.as_potential("f_init", f_init, x, "x")
-    kernel.check_storage(storage)
-    return _cloud_to_itself(x, epsilon, a, f_init, *limits, gradient, count, storage)
+    return _cloud_to_itself(x, epsilon, a, f_init, *limits, gradient, count)
 
 
-STATIC = ("gradient", "count", "storage")
+STATIC = ("storage", "gradient", "count")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _cloud_to_cloud(
-    x, y, epsilon, a, b, g_init, threshold, max_iterations, gradient, count, storage
+    x, y, epsilon, a, b, g_init, threshold, max_iterations, storage, gradient, count
 ):
     a, b = inputs.distribution(a, x), inputs.distribution(b, y)
     moved = costs.centred(x, y, a, b)
     problem = gradients.Problem(moved.x, moved.y, inputs.positive(epsilon), a, b)
-    storage = kernel.storage_for(storage, x.shape[0], y.shape[0], x.dtype)
+    limits = Limits(threshold, max_iterations, kernel.storage_for(storage, x, y))
     if count:
-        out = unroll(problem, threshold, count, storage=storage)
+        out = unroll(problem, limits, count)
     else:
-        cost = kernel.make_cost(problem.x, problem.y, storage)
+        cost = kernel.make_cost(problem.x, problem.y, limits.storage)
         init = None if g_init is None else g_init - moved.of_y
-        limits = threshold, max_iterations
-        out = solve(problem, cost, init, *limits, gradient=gradient, storage=storage)
+        out = solve(problem, cost, init, limits, gradient)
     return as_given(out, moved, problem)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def _cloud_to_itself(x, epsilon, a, f_init, threshold, max_iterations, gradient, count, storage):
+def _cloud_to_itself(x, epsilon, a, f_init, threshold, max_iterations, storage, gradient, count):
     a = inputs.distribution(a, x)
     x = costs.centred(x, x, a, a).x
     problem = gradients.Problem(x, x, inputs.positive(epsilon), a, a)
-    storage = kernel.storage_for(storage, x.shape[0], x.shape[0], x.dtype)
+    limits = Limits(threshold, max_iterations, kernel.storage_for(storage, x, x))
     if count:
-        return unroll(problem, threshold, count, same=True, storage=storage)
-    cost = kernel.make_cost(x, x, storage)
-    limits = threshold, max_iterations
-    return solve_self(problem, cost, f_init, *limits, gradient=gradient, storage=storage)
+        return unroll(problem, limits, count, same=True)
+    return solve_self(problem, kernel.make_cost(x, x, limits.storage), f_init, limits, gradient)
 
 
 def as_given(out: SinkhornOutput, moved: costs.Centred, problem) -> SinkhornOutput:
@@ -241,38 +226,33 @@ def solve(
     problem: gradients.Problem,
     cost: kernel.Cost,
     g_init: Float[Array, "m"] | None,
-    threshold: ScalarLike,
-    max_iterations: ScalarLike,
-    *,
+    limits: Limits,
     gradient: str = "envelope",
-    storage: str,
 ) -> SinkhornOutput:
     """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
-    out = _sinkhorn(*fixed, threshold, max_iterations, storage)
-    return _differentiable(out, out.f, out.g, problem, gradient, False, storage)
+    out = _sinkhorn(*fixed, *limits)
+    return _differentiable(out, out.f, out.g, problem, gradient, False, limits.storage)
 
 
 def solve_self(
     problem: gradients.Problem,
     cost: kernel.Cost,
     f_init: Float[Array, "n"] | None,
-    threshold: ScalarLike,
-    max_iterations: ScalarLike,
-    *,
+    limits: Limits,
     gradient: str = "envelope",
-    storage: str,
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
-    out = _sinkhorn_self(*fixed, threshold, max_iterations, storage)
-    return _differentiable(out, out.f, out.f, problem, gradient, True, storage)
+    out = _sinkhorn_self(*fixed, *limits)
+    return _differentiable(out, out.f, out.f, problem, gradient, True, limits.storage)
 
 
 def unroll(
-    problem: gradients.Problem, threshold, count: int, *, same: bool = False, storage: str
+    problem: gradients.Problem, limits: Limits, count: int, *, same: bool = False
 ) -> SinkhornOutput:
     """``count`` plain updates with their derivatives, and the certificate that they deserve."""
+    threshold, _, storage = limits
     if same:
         f, g = gradients.unrolled_self(problem, count, SELF_RELAXATION, storage)
     else:
@@ -283,13 +263,14 @@ def unroll(
     return _differentiable(out, f, g, problem, "unrolled", same, storage)
 
 
-def iterations_to_unroll(gradient: str, max_iterations) -> int:
+def iterations_to_unroll(gradient: str, limits: Limits) -> int:
     """How many, or 0 if ``gradient`` is another one."""
     if gradient not in gradients.GRADIENTS:
         choices = ", ".join(gradients.GRADIENTS)
         raise ValueError(f"unknown gradient {gradient!r}; choose one of {choices}")
     if gradient != "unrolled":
         return 0
+    max_iterations = limits.max_iterations
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(
             f"max_iterations is {max_iterations}; to unroll it must be a Python int, at least 1"
@@ -509,12 +490,3 @@ def check_problem(x, y, epsilon, a, b):
     x, y = inputs.as_clouds(x, y)
     epsilon = inputs.as_scalar("epsilon", epsilon, x.dtype)
     return x, y, epsilon, inputs.as_weights("a", a, x), inputs.as_weights("b", b, y)
-
-
-def check_limits(threshold, max_iterations, dtype) -> tuple[Array, Array]:
-    """Threshold and cap as arrays, or ValueError; a cap below 1 is one that is met at once."""
-    if jnp.ndim(max_iterations) or not jnp.issubdtype(
-        jnp.asarray(max_iterations).dtype, jnp.integer
-    ):
-        raise ValueError(f"max_iterations is {max_iterations}; it is one integer")
-    return inputs.as_scalar("threshold", threshold, dtype), jnp.asarray(max_iterations)

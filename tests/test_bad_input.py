@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from sinkflow import (
+    Limits,
     assignment,
     barycentric_map,
     checkpoint,
@@ -222,8 +223,12 @@ SOLVER = [
     ("epsilon 0", lambda: sinkhorn(X, X, 0), "epsilon is 0; it must be positive and finite"),
     ("epsilon NaN", lambda: sinkhorn_self(X, float("nan")), "epsilon is nan"),
     ("epsilons", lambda: sinkhorn(X, X, T), r"epsilon has shape \(4,\); it is one number"),
-    ("threshold", lambda: flow.run(X, X, 1.0, [1.0], threshold=0), "threshold is 0"),
-    ("cap", lambda: sinkhorn(X, X, 1.0, max_iterations=1.5), "max_iterations is 1.5; it is one"),
+    ("threshold", lambda: flow.run(X, X, 1.0, [1.0], limits=Limits(0)), "threshold is 0"),
+    (
+        "cap",
+        lambda: sinkhorn(X, X, 1.0, limits=Limits(max_iterations=1.5)),
+        "max_iterations is 1.5; it is one",
+    ),
     ("negative weight", lambda: sinkhorn(X, X, 1.0, a=[-1, 1, 1, 0]), "a contains -1.0"),
     ("sum of weights", lambda: sinkhorn(X, X, 1.0, b=2 * WEIGHTS), "b sums to 2.0"),
     ("number of weights", lambda: sinkhorn(X, X, 1.0, a=WEIGHTS[:3]), "a has shape"),
@@ -233,7 +238,11 @@ SOLVER = [
     ("warm start", lambda: sinkhorn(X, X, 1.0, g_init=T[:2]), "g_init has shape"),
     ("partners", lambda: divergence.draw_partners(KEY, X, X, POTENTIAL, -1), "epsilon is -1"),
     ("gradient", lambda: sinkhorn_divergence(X, X, 1.0, gradient="no"), "unknown gradient 'no'"),
-    ("storage", lambda: sinkhorn_velocity(X, X, 1.0, storage="tape"), "unknown storage 'tape'"),
+    (
+        "storage",
+        lambda: sinkhorn_velocity(X, X, 1.0, limits=Limits(storage="tape")),
+        "unknown storage 'tape'",
+    ),
     ("costs", lambda: costs.squared_euclidean(X, COLUMN), "x and y differ in dimension"),
     ("coincident clouds", lambda: epsilon_for_entropy(X, X, 0.5), "all points coincide"),
     ("one target", lambda: epsilon_for_neighbours(X, X[:1], 1.0), "y has 1 point"),

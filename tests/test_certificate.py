@@ -129,15 +129,21 @@ def test_points_without_mass_decide_nothing(d, place):
         (sinkflow.sinkhorn_self(x, epsilon), sinkflow.sinkhorn_self(padded_x, epsilon, a=a)),
     ]
     for storage in ("half", "chunks"):
-        padded = sinkflow.sinkhorn(padded_x, padded_y, epsilon, a=a, b=b, storage=storage)
-        solves.append((sinkflow.sinkhorn(x, y, epsilon, storage=storage), padded))
+        padded = sinkflow.sinkhorn(
+            padded_x, padded_y, epsilon, a=a, b=b, limits=sinkflow.Limits(storage=storage)
+        )
+        solves.append(
+            (sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(storage=storage)), padded)
+        )
     for plain, padded in solves:
         assert plain.converged & padded.converged
         np.testing.assert_allclose(padded.value, plain.value, rtol=1e-5)
         np.testing.assert_allclose(padded.neighbours, plain.neighbours, rtol=1e-3)
         np.testing.assert_allclose(padded.f[:30], plain.f, atol=1e-3 * epsilon)
-    plain, _ = sinkflow.sinkhorn_velocity(x, y, epsilon, threshold=1e-5)
-    padded, info = sinkflow.sinkhorn_velocity(padded_x, padded_y, epsilon, a=a, b=b, threshold=1e-5)
+    plain, _ = sinkflow.sinkhorn_velocity(x, y, epsilon, limits=sinkflow.Limits(1e-5))
+    padded, info = sinkflow.sinkhorn_velocity(
+        padded_x, padded_y, epsilon, a=a, b=b, limits=sinkflow.Limits(1e-5)
+    )
     assert info.converged
     np.testing.assert_allclose(padded[:30], plain, atol=1e-4)
     divergences = (
@@ -235,7 +241,7 @@ def test_huge_epsilon(ratio):
     # d value / d epsilon is KL(pi | a x b), of the order of (cost / epsilon)^2.
     with jax.enable_x64(True):
         exact = jnp.asarray(x64), jnp.asarray(y64)
-        solve = lambda e: sinkflow.sinkhorn(*exact, e, threshold=1e-12).value
+        solve = lambda e: sinkflow.sinkhorn(*exact, e, limits=sinkflow.Limits(1e-12)).value
         slope = jax.grad(solve)(jnp.float64(epsilon))
     found = jax.grad(lambda e: sinkflow.sinkhorn(x, y, e).value)(jnp.float32(epsilon))
     assert abs(float(found - slope)) * epsilon < 1e-4 * mean_cost
@@ -245,21 +251,23 @@ def test_far_apart_the_velocity_is_right_and_lost_potentials_are_said():
     x, y = clouds()
     epsilon = 0.1 * float(sinkflow.epsilon.mean_cost(x, y))
     far = y + 1e5  # rounded to 0.008
-    expected, _ = sinkflow.sinkhorn_velocity(x, far - 1e5, epsilon, threshold=1e-4)
-    velocity, info = sinkflow.sinkhorn_velocity(x, far, epsilon, threshold=1e-4)
+    expected, _ = sinkflow.sinkhorn_velocity(x, far - 1e5, epsilon, limits=sinkflow.Limits(1e-4))
+    velocity, info = sinkflow.sinkhorn_velocity(x, far, epsilon, limits=sinkflow.Limits(1e-4))
     assert info.converged
     assert not info.xy.converged
     np.testing.assert_allclose(velocity - 1e5, expected, atol=0.02)
     assert not sinkflow.sinkhorn(x, far, epsilon).converged
-    both, info = sinkflow.sinkhorn_velocity(x + 1e5, far, epsilon, threshold=1e-4)
-    moved, _ = sinkflow.sinkhorn_velocity(x + 1e5 - 1e5, far - 1e5, epsilon, threshold=1e-4)
+    both, info = sinkflow.sinkhorn_velocity(x + 1e5, far, epsilon, limits=sinkflow.Limits(1e-4))
+    moved, _ = sinkflow.sinkhorn_velocity(
+        x + 1e5 - 1e5, far - 1e5, epsilon, limits=sinkflow.Limits(1e-4)
+    )
     assert info.converged & info.xy.converged
     np.testing.assert_allclose(both, moved, atol=1e-3)
 
 
 def test_costs_that_float32_does_not_resolve_are_not_certified():
     x, y = clouds()
-    assert not sinkflow.sinkhorn(x, y, 1e-6 * 16, threshold=0.1, max_iterations=2_000).converged
+    assert not sinkflow.sinkhorn(x, y, 1e-6 * 16, limits=sinkflow.Limits(0.1, 2000)).converged
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8", "list"])
@@ -303,8 +311,8 @@ def test_no_nan_is_made_in_a_right_solve():
     """A user who looks for NaN op by op does not stop in ours."""
     x, y = clouds(6, 5, 2)
     with jax.disable_jit(), jax.debug_nans(True):
-        assert sinkflow.sinkhorn(x, y, 1.0, max_iterations=20).converged
-        assert sinkflow.sinkhorn_self(x, 1.0, max_iterations=20).converged
+        assert sinkflow.sinkhorn(x, y, 1.0, limits=sinkflow.Limits(max_iterations=20)).converged
+        assert sinkflow.sinkhorn_self(x, 1.0, limits=sinkflow.Limits(max_iterations=20)).converged
 
 
 def test_strict_promotion():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sinkflow import (
+    Limits,
     barycentric_map,
     kernel,
     sinkhorn,
@@ -19,7 +20,7 @@ from sinkflow import (
 from sinkflow.assignment import assignment
 
 N, M = 13, 9  # random clouds have these shapes, so that they compile once
-EXACT = {"threshold": 1e-10, "max_iterations": 100_000}  # in float64
+EXACT = {"limits": Limits(1e-10, 100_000)}  # in float64
 STORAGES = ["full", "half", "chunks"]
 
 
@@ -170,7 +171,7 @@ def test_gaussians_on_a_grid_of_the_line(epsilon, dtype):
     exact = dtype == jnp.float64
     x, a = grid(*(part.item() for part in LINE[0]), 400)
     y, b = grid(*(part.item() for part in LINE[1]), 400)
-    options = EXACT if exact else {"threshold": 2e-5}
+    options = EXACT if exact else {"limits": Limits(2e-5)}
     with jax.enable_x64(exact):
         problem = (np.asarray(array, dtype) for array in (x, y, a, b))
         check_gaussians(*LINE, *problem, epsilon, 1e-6 if exact else 1e-3, options)
@@ -181,7 +182,7 @@ def test_correlated_gaussians_in_the_plane(epsilon):
     x, a = quadrature(*PLANE[0], 22)
     y, b = quadrature(*PLANE[1], 22)
     with jax.enable_x64(True):
-        check_gaussians(*PLANE, x, y, a, b, epsilon, 1e-3, {**EXACT, "threshold": 1e-7})
+        check_gaussians(*PLANE, x, y, a, b, epsilon, 1e-3, {"limits": Limits(1e-7, 100_000)})
 
 
 # Epsilon over six decades.
@@ -195,7 +196,10 @@ def test_every_epsilon_is_solved_and_certified(key, d):
     x, y = clouds(key, d, n, n)
     y = y - 1.0 + 1.0 / np.sqrt(d)
     cost = half_squares(x, y)
-    outs = [sinkhorn(x, y, epsilon, max_iterations=500_000) for epsilon in DECADES * cost.mean()]
+    outs = [
+        sinkhorn(x, y, epsilon, limits=Limits(max_iterations=500_000))
+        for epsilon in DECADES * cost.mean()
+    ]
     for epsilon, out in zip(DECADES * cost.mean(), outs, strict=True):
         found = plan(x, y, epsilon, out)
         truth = marginal_error(found, uniform(n), uniform(n))
@@ -227,7 +231,7 @@ def test_small_epsilon_out_of_iterations_is_reported(key, d):
     n = 64
     x, y = clouds(key, d, n, n)
     epsilon = 1e-4 * half_squares(x, y).mean()
-    out = sinkhorn(x, y, epsilon, max_iterations=20)
+    out = sinkhorn(x, y, epsilon, limits=Limits(max_iterations=20))
     truth = marginal_error(plan(x, y, epsilon, out), uniform(n), uniform(n))
     assert not out.converged
     assert truth > 1e-3 + rounding(x, y, epsilon)
@@ -264,7 +268,7 @@ def test_qualities_are_those_of_the_plan(key, n, m, own, weighted):
             dtype = jnp.float64 if precise else jnp.float32
             with jax.enable_x64(precise):
                 x, y, a, b = (jnp.asarray(array, dtype) for array in exact)
-                options = EXACT if precise else {"threshold": 2e-5}
+                options = EXACT if precise else {"limits": Limits(2e-5)}
                 if own:
                     out = sinkhorn_self(x, epsilon, a=a, **options)
                 else:
@@ -280,7 +284,7 @@ def test_neighbours_are_those_of_normalised_rows(key):
     """Also of a plan whose rows are still far from their sums."""
     x, y = float64(*clouds(key))
     with jax.enable_x64(True):
-        limits = {**EXACT, "max_iterations": 20}
+        limits = {"limits": Limits(1e-10, 20)}
         out = sinkhorn(jnp.asarray(x), jnp.asarray(y), 0.02, **limits)
     found = plan(x, y, 0.02, out)
     assert not out.converged
@@ -293,8 +297,8 @@ def test_neighbours_are_those_of_normalised_rows(key):
 def test_qualities_do_not_see_points_without_mass(key):
     x, y = clouds(key)
     a, b = weights(key)
-    near = sinkhorn(x, y, 0.4, a=a, b=b, threshold=1e-5)
-    far = sinkhorn(x.at[:2].set(500.0), y.at[-2:].set(-500.0), 0.4, a=a, b=b, threshold=1e-5)
+    near = sinkhorn(x, y, 0.4, a=a, b=b, limits=Limits(1e-5))
+    far = sinkhorn(x.at[:2].set(500.0), y.at[-2:].set(-500.0), 0.4, a=a, b=b, limits=Limits(1e-5))
     assert near.converged & far.converged
     np.testing.assert_allclose(far.entropy, near.entropy, atol=1e-4)
     np.testing.assert_allclose(far.neighbours, near.neighbours, rtol=1e-4)
@@ -357,7 +361,7 @@ def test_far_from_the_origin(key, d, epsilon):
     x_far, y_far = (cloud + shift for cloud in clouds(key, d))
     x, y = x_far - shift, y_far - shift  # exact: a difference of neighbours
     a, b = weights(key)
-    options = {"a": a, "b": b, "threshold": 1e-5}
+    options = {"a": a, "b": b, "limits": Limits(1e-5)}
     near, far = sinkhorn(x, y, epsilon, **options), sinkhorn(x_far, y_far, epsilon, **options)
     assert near.converged & far.converged
     assert abs(far.num_iterations - near.num_iterations) <= 5
@@ -432,13 +436,15 @@ def test_no_product_is_rounded_unasked(key, d, storage):
     second = x + 1.0
 
     def value(x, gradient):
-        limits = {"max_iterations": 20, "storage": storage}
+        limits = {"limits": Limits(max_iterations=20, storage=storage)}
         return sinkhorn(x, y, 0.1, gradient=gradient, **limits).value
 
     programs = {
-        "velocity": lambda x: sinkhorn_velocity(x, y, 0.1, storage=storage),
-        "two clouds": lambda x: sinkhorn_velocity(x, y, 0.1, self_cloud=second, storage=storage),
-        "self": lambda x: sinkhorn_self(x, 0.1, storage=storage),
+        "velocity": lambda x: sinkhorn_velocity(x, y, 0.1, limits=Limits(storage=storage)),
+        "two clouds": lambda x: sinkhorn_velocity(
+            x, y, 0.1, self_cloud=second, limits=Limits(storage=storage)
+        ),
+        "self": lambda x: sinkhorn_self(x, 0.1, limits=Limits(storage=storage)),
         "envelope": jax.grad(lambda x: value(x, "envelope")),
         "implicit": jax.grad(lambda x: value(x, "implicit")),
         "unrolled": jax.grad(lambda x: value(x, "unrolled")),
@@ -477,7 +483,7 @@ def both_ways(solve, pairs):
 
 def test_one_velocity_of_a_batch_that_fails_is_the_one_flagged(key):
     pairs, expected = batch(key)
-    solve = jax.jit(lambda x, y: sinkhorn_velocity(x, y, 0.5, max_iterations=40))
+    solve = jax.jit(lambda x, y: sinkhorn_velocity(x, y, 0.5, limits=Limits(max_iterations=40)))
     loop = [solve(x, y) for x, y in zip(*pairs, strict=True)]
     for velocities, info in both_ways(solve, pairs):
         assert info.converged.tolist() == info.xy.converged.tolist() == expected
@@ -491,7 +497,7 @@ def test_one_velocity_of_a_batch_that_fails_is_the_one_flagged(key):
 
 def test_one_solve_of_a_batch_in_chunks_that_fails_is_the_one_flagged(key, small_chunks):
     pairs, expected = batch(key)
-    solve = lambda x, y: sinkhorn(x, y, 0.5, max_iterations=40, storage="chunks")
+    solve = lambda x, y: sinkhorn(x, y, 0.5, limits=Limits(max_iterations=40, storage="chunks"))
     for out in both_ways(solve, pairs):
         assert out.converged.tolist() == expected
         for index, (x, y) in enumerate(zip(*pairs, strict=True)):
@@ -517,8 +523,8 @@ def masses(n):
 @given(points(N), points(M), masses(N), masses(M), st.floats(0.1, 10))
 def test_any_divergence_is_symmetric_and_not_negative(x, y, a, b, epsilon):
     x, y, a, b = (jnp.asarray(array, jnp.float32) for array in (x, y, a, b))
-    one, converged = sinkhorn_divergence(x, y, epsilon, a=a, b=b, threshold=1e-4)
-    other, swapped = sinkhorn_divergence(y, x, epsilon, a=b, b=a, threshold=1e-4)
+    one, converged = sinkhorn_divergence(x, y, epsilon, a=a, b=b, limits=Limits(1e-4))
+    other, swapped = sinkhorn_divergence(y, x, epsilon, a=b, b=a, limits=Limits(1e-4))
     assert converged & swapped
     # Each of the values is off by at most the certificate times the spread of the costs.
     tolerance = 1e-4 * half_squares(np.concatenate([x, y]), np.concatenate([x, y])).max() + 1e-5

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import logsumexp
 
-from sinkflow import divergence
+from sinkflow import Limits, divergence
 from sinkflow.divergence import (
     barycentric_map,
     draw_partners,
@@ -19,7 +19,7 @@ from sinkflow.divergence import (
 from sinkflow.sinkhorn import sinkhorn
 
 N, M = 13, 9
-EXACT = {"threshold": 1e-10, "max_iterations": 100_000}  # in float64
+EXACT = {"limits": Limits(1e-10, 100_000)}  # in float64
 
 
 def clouds(key, d=2):
@@ -71,7 +71,7 @@ def relative_error(found, expected):
 def test_velocity_matches_float64(key, d, epsilon):
     x, y = clouds(key, d)
     a, b = weights(key)
-    velocity, info = sinkhorn_velocity(x, y, epsilon, a=a, b=b, threshold=1e-5)
+    velocity, info = sinkhorn_velocity(x, y, epsilon, a=a, b=b, limits=Limits(1e-5))
     assert info.converged
     assert info.marginal_error == max(info.xy.marginal_error, info.xx.marginal_error)
     assert relative_error(velocity, reference_velocity(x, y, epsilon, a, b)) < 1e-4
@@ -107,9 +107,9 @@ def test_warm_start_gives_the_same_velocity_sooner(key):
     x, y = clouds(key)
     _, before = sinkhorn_velocity(x, y, 0.02)
     moved = x + 0.02 * jax.random.normal(key, x.shape)
-    cold, cold_info = sinkhorn_velocity(moved, y, 0.02, threshold=1e-5)
+    cold, cold_info = sinkhorn_velocity(moved, y, 0.02, limits=Limits(1e-5))
     warm, warm_info = sinkhorn_velocity(
-        moved, y, 0.02, xy_init=before.xy.g, xx_init=before.xx.g, threshold=1e-5
+        moved, y, 0.02, xy_init=before.xy.g, xx_init=before.xx.g, limits=Limits(1e-5)
     )
     assert cold_info.converged & warm_info.converged
     assert warm_info.xy.num_iterations < cold_info.xy.num_iterations
@@ -119,17 +119,17 @@ def test_warm_start_gives_the_same_velocity_sooner(key):
 
 def test_unconverged_solves_are_visible(key):
     x, y = clouds(key)
-    _, info = sinkhorn_velocity(x, y, 0.02, max_iterations=10)
+    _, info = sinkhorn_velocity(x, y, 0.02, limits=Limits(max_iterations=10))
     assert info.xx.converged
     assert not info.xy.converged
     assert not info.converged  # one bad solve of the two is enough
-    limits = {"threshold": 1e-5, "max_iterations": 5}
-    solved = sinkhorn(x, y, 0.02, threshold=1e-5).g
+    limits = {"limits": Limits(1e-5, 5)}
+    solved = sinkhorn(x, y, 0.02, limits=Limits(1e-5)).g
     _, info = sinkhorn_velocity(x, y, 0.02, xy_init=solved, **limits)
     assert info.xy.converged
     assert not info.xx.converged
     assert not info.converged
-    _, converged = sinkhorn_divergence(x, y, 0.02, max_iterations=5)
+    _, converged = sinkhorn_divergence(x, y, 0.02, limits=Limits(max_iterations=5))
     assert not converged
     velocity, info = sinkhorn_velocity(x.at[0, 0].set(jnp.nan), y, 0.1)
     assert not info.converged
@@ -139,8 +139,10 @@ def test_unconverged_solves_are_visible(key):
 def test_the_cloud_as_its_own_second_cloud_changes_nothing(key):
     x, y = clouds(key)
     for epsilon in (0.1, 1.0):
-        default, info = sinkhorn_velocity(x, y, epsilon, threshold=1e-5)
-        explicit, explicit_info = sinkhorn_velocity(x, y, epsilon, self_cloud=x, threshold=1e-5)
+        default, info = sinkhorn_velocity(x, y, epsilon, limits=Limits(1e-5))
+        explicit, explicit_info = sinkhorn_velocity(
+            x, y, epsilon, self_cloud=x, limits=Limits(1e-5)
+        )
         assert info.converged & explicit_info.converged
         assert relative_error(explicit, np.asarray(default)) < 2e-4
 
@@ -149,7 +151,7 @@ def test_an_independent_self_cloud_removes_the_contraction(key):
     """METHOD 4.6: at equality of laws the velocity should be uncorrelated with x."""
     d, n = 64, 256
     x, y, second = jax.random.normal(key, (3, n, d))
-    options = {"threshold": 1e-3}
+    options = {"limits": Limits(0.001)}
 
     def contraction(**self_term):
         velocity, info = sinkhorn_velocity(x, y, 0.05 * d, **self_term, **options)
@@ -162,10 +164,10 @@ def test_an_independent_self_cloud_removes_the_contraction(key):
 
 def test_a_cloud_at_its_target_stays(key):
     x, _ = clouds(key)
-    velocity, info = sinkhorn_velocity(x, x, 0.1, threshold=1e-5)
+    velocity, info = sinkhorn_velocity(x, x, 0.1, limits=Limits(1e-5))
     assert info.converged
     np.testing.assert_allclose(velocity, 0.0, atol=2e-4)
-    value, converged = sinkhorn_divergence(x, x, 0.1, threshold=1e-5)
+    value, converged = sinkhorn_divergence(x, x, 0.1, limits=Limits(1e-5))
     assert converged
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
@@ -173,18 +175,18 @@ def test_a_cloud_at_its_target_stays(key):
 def test_a_moved_cloud_is_moved_back(key):
     x, _ = clouds(key)
     shift = jnp.array([[1.5, -0.5]])
-    velocity, info = sinkhorn_velocity(x, x + shift, 0.1, threshold=1e-5)
+    velocity, info = sinkhorn_velocity(x, x + shift, 0.1, limits=Limits(1e-5))
     assert info.converged
     np.testing.assert_allclose(velocity, jnp.broadcast_to(shift, x.shape), atol=2e-4)
-    value, _ = sinkhorn_divergence(x, x + shift, 0.1, threshold=1e-5)
+    value, _ = sinkhorn_divergence(x, x + shift, 0.1, limits=Limits(1e-5))
     np.testing.assert_allclose(value, 0.5 * jnp.sum(shift**2), rtol=1e-4)
 
 
 def test_divergence_is_symmetric_and_positive(key):
     x, y = clouds(key)
     a, b = weights(key)
-    one, converged = sinkhorn_divergence(x, y, 0.1, a=a, b=b, threshold=1e-5)
-    other, _ = sinkhorn_divergence(y, x, 0.1, a=b, b=a, threshold=1e-5)
+    one, converged = sinkhorn_divergence(x, y, 0.1, a=a, b=b, limits=Limits(1e-5))
+    other, _ = sinkhorn_divergence(y, x, 0.1, a=b, b=a, limits=Limits(1e-5))
     assert converged
     assert one > 0.1
     np.testing.assert_allclose(one, other, rtol=1e-4)
@@ -229,7 +231,7 @@ def test_partners_of_a_sharp_plan_are_the_assignment(key):
 def test_barycentric_map_is_the_plan_at_its_points_and_extends_it(key, epsilon):
     x, y = clouds(key)
     a, b = weights(key)
-    out = sinkhorn(x, y, epsilon, a=a, b=b, threshold=1e-5)
+    out = sinkhorn(x, y, epsilon, a=a, b=b, limits=Limits(1e-5))
     images, neighbours = barycentric_map(x, y, out.g, epsilon, b)
     exact = [np.asarray(array, np.float64) for array in (x, y, a, b)]
     plan = reference_plan(*exact[:2], epsilon, exact[2] / exact[2].sum(), exact[3] / exact[3].sum())
@@ -261,10 +263,12 @@ def test_neighbours_count_from_a_matching_to_everything(key):
 
 def test_vmap_equals_a_loop(key):
     xs, ys = jax.vmap(clouds)(jax.random.split(key, 3))
-    velocities, infos = jax.vmap(lambda x, y: sinkhorn_velocity(x, y, 0.1, threshold=1e-5))(xs, ys)
+    velocities, infos = jax.vmap(lambda x, y: sinkhorn_velocity(x, y, 0.1, limits=Limits(1e-5)))(
+        xs, ys
+    )
     assert infos.converged.shape == (3,)
     for x, y, velocity in zip(xs, ys, velocities, strict=True):
-        single, _ = sinkhorn_velocity(x, y, 0.1, threshold=1e-5)
+        single, _ = sinkhorn_velocity(x, y, 0.1, limits=Limits(1e-5))
         assert relative_error(velocity, np.asarray(single)) < 1e-4
 
 
@@ -272,7 +276,7 @@ def test_new_values_do_not_recompile(key):
     x, y = clouds(key)
     sinkhorn_velocity(x, y, 0.1)
     compiled = divergence._velocity._cache_size()
-    sinkhorn_velocity(x + 1.0, y, 0.2, threshold=1e-2, max_iterations=100)
+    sinkhorn_velocity(x + 1.0, y, 0.2, limits=Limits(1e-2, 100))
     assert divergence._velocity._cache_size() == compiled
     images = barycentric_map(x, y, jnp.zeros(M), 0.1)[0]
     compiled = divergence._barycentric_map._cache_size()
@@ -341,7 +345,10 @@ def test_velocity_between_gaussians_tends_to_the_closed_form(key):
             x = MEAN_X + normal_x @ square_root(COV_X)
             y = MEAN_Y + normal_y @ square_root(COV_Y)
             found, info = sinkhorn_velocity(
-                jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), epsilon, threshold=1e-4
+                jnp.asarray(x, jnp.float32),
+                jnp.asarray(y, jnp.float32),
+                epsilon,
+                limits=Limits(1e-4),
             )
             assert info.converged
             expected = MEAN_Y - MEAN_X + (x - MEAN_X) @ linear.T
@@ -360,7 +367,7 @@ def points(n):
 @settings(deadline=None, max_examples=20)
 @given(points(N), points(M), st.floats(0.1, 10))
 def test_any_velocity_moves_the_mean_towards_the_target_mean(x, y, epsilon):
-    velocity, info = sinkhorn_velocity(jnp.asarray(x), jnp.asarray(y), epsilon, threshold=1e-4)
+    velocity, info = sinkhorn_velocity(jnp.asarray(x), jnp.asarray(y), epsilon, limits=Limits(1e-4))
     assert info.converged
     # Marginals e apart in L1, of points within 3 of the origin, shift each mean by 3 e at most.
     np.testing.assert_allclose(velocity.mean(0), y.mean(0) - x.mean(0), atol=2 * 3 * 1e-4 + 1e-5)
@@ -369,7 +376,9 @@ def test_any_velocity_moves_the_mean_towards_the_target_mean(x, y, epsilon):
 @settings(deadline=None, max_examples=20)
 @given(points(N), points(M), st.floats(0.1, 10))
 def test_any_divergence_is_at_least_the_distance_of_the_means(x, y, epsilon):
-    value, converged = sinkhorn_divergence(jnp.asarray(x), jnp.asarray(y), epsilon, threshold=1e-4)
+    value, converged = sinkhorn_divergence(
+        jnp.asarray(x), jnp.asarray(y), epsilon, limits=Limits(1e-4)
+    )
     assert converged
     # S_epsilon = |difference of means|^2 / 2 + S_epsilon of the centred clouds, which is >= 0.
     means = 0.5 * np.sum((x.mean(0) - y.mean(0)) ** 2)

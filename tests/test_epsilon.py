@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow import epsilon, sinkhorn
+from sinkflow import Limits, epsilon, sinkhorn
 
 N, M = 23, 19
 
@@ -52,7 +52,7 @@ def test_what_no_epsilon_gives_shows(key):
     """Of duplicated targets a particle cannot choose one: two neighbours at the least."""
     _, y = clouds(key)
     y = jnp.concatenate([y, y])
-    found, out = epsilon.epsilon_for_neighbours(y, y, 1.5, max_iterations=200)
+    found, out = epsilon.epsilon_for_neighbours(y, y, 1.5, limits=Limits(max_iterations=200))
     assert out.neighbours > 1.9
     assert found < 1e-4 * epsilon.mean_cost(y, y)
 

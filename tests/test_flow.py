@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.integrate import solve_ivp
 
-from sinkflow import flow, sinkhorn
+from sinkflow import Limits, flow, sinkhorn
 from sinkflow.divergence import sinkhorn_divergence, sinkhorn_velocity
 
 N, M, STEPS = 13, 9, 4
@@ -50,13 +50,13 @@ def test_steps_along_optimal_transport_scale_the_targets_potential(key):
 def test_run_is_a_loop_of_steps(key):
     x, y = clouds(key)
     sizes = jnp.array([0.5, 0.25, 0.5, 1.0])
-    last, trajectory, infos = flow.run(x, y, 0.1, sizes, threshold=1e-5)
+    last, trajectory, infos = flow.run(x, y, 0.1, sizes, limits=Limits(1e-5))
     state = flow.init(x, y)
     for k in range(STEPS):
         np.testing.assert_allclose(trajectory.x[k], state.x, atol=1e-5)
         np.testing.assert_allclose(trajectory.t[k], state.t, atol=1e-6)
         before = state
-        state, info = flow.step(state, y, epsilon=0.1, step_size=sizes[k], threshold=1e-5)
+        state, info = flow.step(state, y, epsilon=0.1, step_size=sizes[k], limits=Limits(1e-5))
         np.testing.assert_array_equal(state.x, before.x + sizes[k] * info.velocity)
         np.testing.assert_allclose(trajectory.velocity[k], info.velocity, atol=1e-4)
         np.testing.assert_allclose(infos.neighbours[k], info.neighbours, rtol=1e-3)
@@ -81,12 +81,14 @@ def test_everything_about_a_step_has_a_leading_steps_axis(key):
 def test_warm_starts_do_not_change_the_path(key, d):
     x, y = clouds(key, d)
     epsilon = 0.05 * d
-    last, trajectory, info = flow.run(x, y, epsilon, flow.step_sizes(0.5, STEPS), threshold=1e-5)
+    last, trajectory, info = flow.run(
+        x, y, epsilon, flow.step_sizes(0.5, STEPS), limits=Limits(1e-5)
+    )
     assert info.converged.all()
     cold, iterations = x, []
     for k in range(STEPS):
         np.testing.assert_allclose(trajectory.x[k], cold, atol=1e-3)
-        velocity, cold_info = sinkhorn_velocity(cold, y, epsilon, threshold=1e-5)
+        velocity, cold_info = sinkhorn_velocity(cold, y, epsilon, limits=Limits(1e-5))
         assert cold_info.converged
         iterations.append(int(cold_info.xy.num_iterations + cold_info.xx.num_iterations))
         cold = cold + 0.5 * velocity
@@ -106,7 +108,7 @@ def test_unconverged_solves_are_visible(key):
     """METHOD 4.1: five iterations a step end far from the target, and nothing would say so."""
     x, y = clouds(key)
     options = {"epsilon": 0.005, "step_sizes": jnp.full(STEPS, 0.25)}
-    _, _, capped = flow.run(x, y, **options, max_iterations=5)
+    _, _, capped = flow.run(x, y, **options, limits=Limits(max_iterations=5))
     assert not capped.converged.any()
     assert (capped.marginal_error > 1e-3).all()
     _, _, info = flow.run(x, y, **options)
@@ -128,18 +130,18 @@ def test_certificate_is_the_worse_solve_of_each_step(key):
 
 def test_energy_falls_to_zero_along_the_flow(key):
     x, y = clouds(key)
-    last, trajectory, info = flow.run(x, y, 0.1, jnp.full(20, 0.25), threshold=1e-4)
+    last, trajectory, info = flow.run(x, y, 0.1, jnp.full(20, 0.25), limits=Limits(1e-4))
     assert info.converged.all()
     path = jnp.concatenate([trajectory.x, last.x[None]])
-    energy, converged = jax.vmap(lambda moved: sinkhorn_divergence(moved, y, 0.1, threshold=1e-4))(
-        path
-    )
+    energy, converged = jax.vmap(
+        lambda moved: sinkhorn_divergence(moved, y, 0.1, limits=Limits(1e-4))
+    )(path)
     assert converged.all()
     assert (jnp.diff(energy) < 1e-4).all()
     assert energy[-1] < 0.02 * energy[0]
     # At the start the energy falls by the squared length of the velocity, to first order.
-    small, _, _ = flow.run(x, y, 0.1, jnp.full(1, 0.01), threshold=1e-5)
-    fall = energy[0] - sinkhorn_divergence(small.x, y, 0.1, threshold=1e-5)[0]
+    small, _, _ = flow.run(x, y, 0.1, jnp.full(1, 0.01), limits=Limits(1e-5))
+    fall = energy[0] - sinkhorn_divergence(small.x, y, 0.1, limits=Limits(1e-5))[0]
     squares = jnp.mean(jnp.sum(trajectory.velocity[0] ** 2, axis=1))
     np.testing.assert_allclose(fall, 0.01 * squares, rtol=0.02)
 
@@ -147,7 +149,7 @@ def test_energy_falls_to_zero_along_the_flow(key):
 def test_vmapped_run_equals_a_loop(key):
     xs, ys = jax.vmap(clouds)(jax.random.split(key, 3))
     sizes = flow.step_sizes(0.5, STEPS)
-    solve = functools.partial(flow.run, epsilon=0.1, step_sizes=sizes, threshold=1e-5)
+    solve = functools.partial(flow.run, epsilon=0.1, step_sizes=sizes, limits=Limits(1e-5))
     last, trajectory, info = jax.vmap(lambda x, y: solve(x, y))(xs, ys)
     assert info.converged.shape == (3, STEPS)
     assert info.converged.all()
@@ -166,9 +168,9 @@ def test_new_values_do_not_recompile(key):
     flow.run(x, y, jnp.array(0.3), jnp.linspace(0.1, 0.4, STEPS))
     # Typed scalars are another aval to jit, not another value: at most one more program.
     assert flow._run._cache_size() <= compiled + 1
-    flow.run(x, y, 0.4, flow.step_sizes(0.5, STEPS), threshold=1e-2, max_iterations=100)
+    flow.run(x, y, 0.4, flow.step_sizes(0.5, STEPS), limits=Limits(1e-2, 100))
     compiled = flow._run._cache_size()
-    flow.run(x, y, 0.5, flow.step_sizes(0.1, STEPS), threshold=1e-4, max_iterations=200)
+    flow.run(x, y, 0.5, flow.step_sizes(0.1, STEPS), limits=Limits(1e-4, 200))
     assert flow._run._cache_size() == compiled
 
 
@@ -187,7 +189,7 @@ def test_float64_under_x64(key):
     points = [np.asarray(cloud, np.float64) for cloud in clouds(key)]
     with jax.enable_x64(True):
         x, y = map(jnp.asarray, points)
-        last, trajectory, info = flow.run(x, y, 0.1, jnp.full(2, 0.5), threshold=1e-10)
+        last, trajectory, info = flow.run(x, y, 0.1, jnp.full(2, 0.5), limits=Limits(1e-10))
     assert last.x.dtype == last.t.dtype == trajectory.velocity.dtype == np.float64
     assert info.converged.all()
     assert (np.asarray(info.marginal_error) < 1e-10).all()
@@ -225,7 +227,7 @@ def test_a_wrong_epsilon_is_an_error_at_the_call_and_data_in_a_trace(key, epsilo
     sizes = flow.step_sizes(0.5, STEPS)
     with pytest.raises(ValueError, match=f"epsilon is {epsilon}"):
         flow.run(x, y, epsilon, sizes)
-    traced = jax.jit(lambda value: flow.run(x, y, value, sizes, max_iterations=50))
+    traced = jax.jit(lambda value: flow.run(x, y, value, sizes, limits=Limits(max_iterations=50)))
     assert not traced(epsilon)[2].converged.any()
 
 
@@ -233,7 +235,7 @@ def test_halves_are_each_others_self_reference(key):
     x, y = clouds(key)
     x, y = x[: 2 * (N // 2)], y[: 2 * (M // 2)]
     half, target = x.shape[0] // 2, y.shape[0] // 2
-    options = {"threshold": 1e-5}
+    options = {"limits": Limits(1e-5)}
     state, info = flow.step(
         flow.init(x, y), y, epsilon=0.5, step_size=0.25, independent_self=True, **options
     )
@@ -335,7 +337,7 @@ coordinates = st.floats(-3, 3, width=32, allow_subnormal=False)
 def test_any_flow_moves_its_mean_geometrically(x, y, epsilon):
     """Every step of size h takes the mean a fraction h of the way, whatever the clouds."""
     last, trajectory, info = flow.run(
-        jnp.asarray(x), jnp.asarray(y), epsilon, jnp.full(STEPS, 0.5), threshold=1e-4
+        jnp.asarray(x), jnp.asarray(y), epsilon, jnp.full(STEPS, 0.5), limits=Limits(1e-4)
     )
     assert info.converged.all()
     expected = y.mean(0) + 0.5**STEPS * (x.mean(0) - y.mean(0))
@@ -353,7 +355,7 @@ def test_half_precision_does_not_stop_beyond_its_range(seed, cloud):
     index = jax.random.randint(index, (256,), 0, 10)
     y = jnp.tanh(2 * (0.8 * centres[index] + 0.6 * jax.random.normal(noise, (256, 784))))
     x = jax.random.normal(key[0], (256, 784))
-    _, _, info = flow.run(x, y, 1.0, flow.step_sizes(0.2, 5), storage="half")
+    _, _, info = flow.run(x, y, 1.0, flow.step_sizes(0.2, 5), limits=Limits(storage="half"))
     assert info.converged.all(), info.marginal_error
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import sinkflow
-from sinkflow import sinkhorn, sinkhorn_divergence, sinkhorn_self, sinkhorn_velocity
+from sinkflow import Limits, sinkhorn, sinkhorn_divergence, sinkhorn_self, sinkhorn_velocity
 
 N, M, EPSILON = 7, 5, 0.3
-EXACT = {"threshold": 1e-12, "max_iterations": 100_000}
+EXACT = {"limits": Limits(1e-12, 100_000)}
 OPTIONS = {
     "envelope": EXACT,
     "implicit": EXACT,
-    "unrolled": {"threshold": 1e-12, "max_iterations": 400},
+    "unrolled": {"limits": Limits(1e-12, 400)},
 }
 
 
@@ -142,10 +142,12 @@ def test_second_derivative_of_the_value(key, problem):
 
 def test_implicit_corrects_what_is_left_to_converge(key, problem):
     x, y, epsilon, a, b = problem
-    options = {"a": a, "b": b, "threshold": 1e-12}
+    options = {"a": a, "b": b, "limits": Limits(1e-12)}
 
     def gradient(kind, count):
-        value = lambda x: sinkhorn(x, y, epsilon, gradient=kind, max_iterations=count, **options)
+        value = lambda x: sinkhorn(
+            x, y, epsilon, gradient=kind, limits=Limits(1e-12, count), **options
+        )
         return jax.grad(lambda x: value(x).value)(x)
 
     exact = gradient("envelope", 100_000)
@@ -186,9 +188,7 @@ def test_unrolled_solves_are_certified(problem):
     x, y, epsilon, a, b = problem
     exact = sinkhorn(x, y, epsilon, a=a, b=b, **EXACT)
     for count, converged in ((3, False), (400, True)):
-        out = sinkhorn(
-            x, y, epsilon, a=a, b=b, gradient="unrolled", max_iterations=count, threshold=1e-9
-        )
+        out = sinkhorn(x, y, epsilon, a=a, b=b, gradient="unrolled", limits=Limits(1e-9, count))
         assert out.converged == converged
         assert out.num_iterations == count
     np.testing.assert_allclose(out.value, exact.value, rtol=1e-9)
@@ -200,7 +200,7 @@ def test_wrong_settings_are_named(problem):
     with pytest.raises(ValueError, match="unknown gradient 'danskin'; choose one of envelope"):
         sinkhorn(x, y, epsilon, gradient="danskin")
     with pytest.raises(ValueError, match=r"max_iterations is 2\.5; to unroll"):
-        sinkhorn_self(x, epsilon, gradient="unrolled", max_iterations=2.5)
+        sinkhorn_self(x, epsilon, gradient="unrolled", limits=Limits(max_iterations=2.5))
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_gradients_far_from_the_origin(key):
     x_far, y_far = x + shift, y + shift
     x, y = x_far - shift, y_far - shift  # with the same rounding
     gradients = [
-        jax.grad(lambda x, y=y: sinkhorn(x, y, EPSILON, threshold=1e-5).value)(x)
+        jax.grad(lambda x, y=y: sinkhorn(x, y, EPSILON, limits=Limits(1e-5)).value)(x)
         for x, y in ((x, y), (x_far, y_far))
     ]
     np.testing.assert_allclose(gradients[1], gradients[0], atol=1e-5)
@@ -228,7 +228,7 @@ def test_second_derivatives_see_the_potentials_move(gradient):
     def value(x):
         if gradient == "general":
             return sinkflow.general.sinkhorn(x, y, 0.5, threshold=1e-6).value
-        return sinkhorn(x, y, 0.5, threshold=1e-6, gradient=gradient).value
+        return sinkhorn(x, y, 0.5, limits=Limits(1e-6), gradient=gradient).value
 
     np.testing.assert_allclose(jax.hessian(value)(x).reshape(2, 2), RIGHT, atol=2e-5)
 

@@ -13,6 +13,7 @@ DRIVERS = pathlib.Path(experiments.__file__).parent
 LEVELS = [
     {"types"},
     {"inputs"},
+    {"limits"},
     {
         "costs",
         "data",
@@ -40,6 +41,7 @@ SHARED = {
 }
 OPTIMAL_TRANSPORT = {
     "inputs",
+    "limits",
     "costs",
     "kernel",
     "loops",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow import barycentric_map, kernel, sinkhorn, sinkhorn_self, sinkhorn_velocity
+from sinkflow import Limits, barycentric_map, kernel, sinkhorn, sinkhorn_self, sinkhorn_velocity
 
 N, M = 17, 11
 
@@ -38,21 +38,23 @@ def test_storage_does_not_change_the_solve(key, small_chunks, d, storage):
     x, y, a, b = problem(key, d)
     epsilon = 0.05 * d
     tolerance = 1e-3 if storage == "half" else 2e-5
-    options = {"a": a, "b": b, "threshold": tolerance}
-    full = sinkhorn(x, y, epsilon, storage="full", **options)
-    other = sinkhorn(x, y, epsilon, storage=storage, **options)
+    options = {"a": a, "b": b}
+    full = sinkhorn(x, y, epsilon, limits=Limits(tolerance, storage="full"), **options)
+    other = sinkhorn(x, y, epsilon, limits=Limits(tolerance, storage=storage), **options)
     assert full.converged & other.converged
     expected, found = (plan(x, y, epsilon, out, a, b) for out in (full, other))
     np.testing.assert_allclose(found, expected, atol=5 * tolerance)
     np.testing.assert_allclose(other.value, full.value, rtol=tolerance)
     np.testing.assert_allclose(other.neighbours, full.neighbours, rtol=10 * tolerance)
-    warm = sinkhorn(x, y, epsilon, storage=storage, g_init=full.g, **options)
+    warm = sinkhorn(
+        x, y, epsilon, limits=Limits(tolerance, storage=storage), g_init=full.g, **options
+    )
     assert warm.converged & (warm.num_iterations <= 5)
-    one, two = (sinkhorn_self(x, epsilon, storage=s, a=a) for s in ("full", storage))
+    one, two = (sinkhorn_self(x, epsilon, limits=Limits(storage=s), a=a) for s in ("full", storage))
     assert one.converged & two.converged
     np.testing.assert_allclose(two.f, one.f, atol=2e-3 * epsilon)
     velocities = [
-        sinkhorn_velocity(x, y, epsilon, a=a, b=b, threshold=tolerance, storage=s)[0]
+        sinkhorn_velocity(x, y, epsilon, a=a, b=b, limits=Limits(tolerance, storage=s))[0]
         for s in ("full", storage)
     ]
     np.testing.assert_allclose(*velocities, atol=20 * tolerance)
@@ -61,7 +63,7 @@ def test_storage_does_not_change_the_solve(key, small_chunks, d, storage):
 def test_half_precision_says_what_it_cannot_reach(key):
     """Its sums are off by their rounding; the certificate is not."""
     x, y, a, b = problem(key, 2)
-    out = sinkhorn(x, y, 0.1, a=a, b=b, threshold=1e-6, max_iterations=300, storage="half")
+    out = sinkhorn(x, y, 0.1, a=a, b=b, limits=Limits(1e-6, 300, "half"))
     found = plan(x, y, 0.1, out, a, b)
     truth = max(np.abs(found.sum(1) - a).sum(), np.abs(found.sum(0) - b).sum())
     assert not out.converged
@@ -97,7 +99,7 @@ def test_gradients_in_pieces(key, small_chunks):
     x, y, a, b = problem(key, 2)
 
     def value(x, storage):
-        return sinkhorn(x, y, 0.3, a=a, b=b, threshold=1e-5, storage=storage).value
+        return sinkhorn(x, y, 0.3, a=a, b=b, limits=Limits(1e-5, storage=storage)).value
 
     gradients = [jax.grad(value)(x, storage) for storage in ("full", "chunks")]
     np.testing.assert_allclose(*gradients, atol=2e-5)
@@ -122,4 +124,4 @@ def test_storage_is_taken_as_asked_or_refused(key):
     assert kernel.storage_for("full", 10**6, 10**6, jnp.float32) == "full"
     x, y, _, _ = problem(key, 2)
     with pytest.raises(ValueError, match="unknown storage 'disk'; choose one of auto, full"):
-        sinkhorn(x, y, 0.1, storage="disk")
+        sinkhorn(x, y, 0.1, limits=Limits(storage="disk"))

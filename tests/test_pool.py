@@ -10,12 +10,12 @@ import pytest
 import scipy.stats
 
 import sinkflow
-from sinkflow import data, flow, pool
+from sinkflow import Limits, data, flow, pool
 
 CLOUDS, N, STEPS, ETA = 4, 8, 4, 0.5
 # A large epsilon, so that float32 reaches the threshold well above its rounding. Velocities are
 # then known to about 3e-5 times the clouds' extent of 10, geodesic ones to eight times that.
-SETTINGS = {"num_clouds": CLOUDS, "num_particles": N, "epsilon": 4.0, "threshold": 3e-5}
+SETTINGS = {"num_clouds": CLOUDS, "num_particles": N, "epsilon": 4.0, "limits": Limits(3e-5)}
 DRAWS = 20_000
 
 
@@ -57,7 +57,7 @@ def test_flow_rows_hold_the_velocity_of_their_own_cloud(key):
         own = slice(cloud * N, (cloud + 1) * N)
         np.testing.assert_array_equal(rows.x[own, 0], x)
         for k in range(STEPS):
-            expected, info = sinkflow.sinkhorn_velocity(rows.x[own, k], y, 4.0, threshold=3e-5)
+            expected, info = sinkflow.sinkhorn_velocity(rows.x[own, k], y, 4.0, limits=Limits(3e-5))
             assert bool(info.converged)
             np.testing.assert_allclose(rows.velocity[own, k], expected, atol=1e-3)
     assert np.max(np.abs(rows.velocity)) > 1  # a thousand times the tolerance
@@ -189,7 +189,7 @@ def test_clouds_do_not_depend_on_their_company(key):
 def test_certificates_have_one_entry_for_each_cloud_and_step(key):
     _, info = built(key, clouds_per_call=2)
     assert all(leaf.shape == (CLOUDS, STEPS) for leaf in info)
-    assert info.converged.all() and info.marginal_error.max() <= SETTINGS["threshold"]
+    assert info.converged.all() and info.marginal_error.max() <= SETTINGS["limits"].threshold
     assert info.num_iterations.min() > 0
     assert np.all((info.neighbours >= 1) & (info.neighbours <= N))
 
@@ -201,7 +201,7 @@ def test_progress_sees_every_call(key):
 
 
 def test_unconverged_pool_is_refused_with_count_and_worst_error(key):
-    settings = {"epsilon": 0.01, "max_iterations": 30}
+    settings = {"epsilon": 0.01, "limits": Limits(max_iterations=30)}
     rows, info = built(key, allow_unconverged=True, **settings)
     failed = int((~info.converged).sum())
     assert failed > 0

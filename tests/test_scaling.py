@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sinkflow import Limits
 from sinkflow.assignment import transport_plan
 from sinkflow.costs import squared_euclidean
 from sinkflow.scaling import (
@@ -95,7 +96,7 @@ def test_default_weights_are_uniform(key):
 def test_is_the_plan_of_the_log_domain(key, epsilon):
     x, y, a, b = arrays(key)
     out = matrix_scaling(squared_euclidean(x, y), epsilon, a, b, num_iterations=2_000)
-    solved = sinkhorn(x, y, epsilon, a=a, b=b, threshold=1e-5)
+    solved = sinkhorn(x, y, epsilon, a=a, b=b, limits=Limits(1e-5))
     assert solved.converged & ~out.underflow & (out.marginal_error < 1e-5)
     expected = plan_of_potentials(solved, x, y, a, b, epsilon)
     np.testing.assert_allclose(out.plan, expected, atol=1e-5)
@@ -111,7 +112,7 @@ def test_is_the_plan_of_the_log_domain_in_float64(key):
         x, y, a, b = arrays(key, jnp.float64)
         cost = squared_euclidean(x, y)
         out = matrix_scaling(cost, 0.05, a, b, num_iterations=5_000)
-        solved = sinkhorn(x, y, 0.05, a=a, b=b, threshold=1e-11, max_iterations=100_000)
+        solved = sinkhorn(x, y, 0.05, a=a, b=b, limits=Limits(1e-11, 100_000))
         assert solved.converged & ~out.underflow & (out.marginal_error < 1e-11)
         assert {leaf.dtype for leaf in out[:5]} == {np.dtype("float64")}
         expected = plan_of_potentials(solved, x, y, a, b, 0.05)

@@ -20,13 +20,17 @@ def gradient(x, y, **options):
 
 CALLS = {
     "solve": lambda x, y: sinkflow.sinkhorn(x, y, EPSILON),
-    "half": lambda x, y: sinkflow.sinkhorn(x, y, EPSILON, storage="half").value,
+    "half": lambda x, y: (
+        sinkflow.sinkhorn(x, y, EPSILON, limits=sinkflow.Limits(storage="half")).value
+    ),
     "self": lambda x, y: sinkflow.sinkhorn_self(x, EPSILON),
     "velocity": lambda x, y: sinkflow.sinkhorn_velocity(x, y, EPSILON),
     "divergence": lambda x, y: sinkflow.sinkhorn_divergence(x, y, EPSILON),
     "gradient": gradient,
     "implicit gradient": functools.partial(gradient, gradient="implicit"),
-    "unrolled gradient": functools.partial(gradient, gradient="unrolled", max_iterations=5),
+    "unrolled gradient": functools.partial(
+        gradient, gradient="unrolled", limits=sinkflow.Limits(max_iterations=5)
+    ),
     "flow": lambda x, y: sinkflow.flow.run(x, y, EPSILON, jnp.array(STEPS))[0].x,
     "epsilon": lambda x, y: sinkflow.epsilon_for_neighbours(x, y, 3.0)[0],
     "scaling": lambda x, y: sinkflow.scaling.matrix_scaling(

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sinkflow import Limits
 from sinkflow.sinkhorn import _cloud_to_cloud, _cloud_to_itself, sinkhorn, sinkhorn_self
 
 N, M = 13, 9  # every test of random clouds uses these shapes, so that they compile once
-EXACT = {"threshold": 1e-10, "max_iterations": 100_000}  # in float64
+EXACT = {"limits": Limits(1e-10, 100_000)}  # in float64
 # d, epsilon: from nearly a matching (0.1% of the mean cost) to nearly the product plan.
 PROBLEMS = [(1, 0.005), (1, 0.1), (2, 0.02), (2, 1.0), (5, 0.02), (5, 10.0), (64, 0.1), (64, 10.0)]
 DIMENSIONS = sorted({d for d, _ in PROBLEMS})
@@ -87,7 +88,7 @@ def check_against(oracle_plan, oracle_value, key, d, epsilon):
     np.testing.assert_allclose(out.value, oracle_value, rtol=1e-8)
 
     threshold = max(1e-5, rounding(x, y, epsilon))
-    out = sinkhorn(x, y, epsilon, a=a, b=b, threshold=threshold)
+    out = sinkhorn(x, y, epsilon, a=a, b=b, limits=Limits(threshold))
     assert out.converged
     # A marginal error of e leaves the plan wrong by a multiple of e that grows with 1/epsilon.
     error = np.abs(plan(*exact[:2], epsilon, out, *exact[2:]) - oracle_plan).sum()
@@ -98,7 +99,7 @@ def check_against(oracle_plan, oracle_value, key, d, epsilon):
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 5.0])
 def test_two_points_match_closed_form(epsilon):
     x = jnp.array([[0.0], [1.0]])
-    out = sinkhorn(x, x, epsilon, threshold=1e-6)
+    out = sinkhorn(x, x, epsilon, limits=Limits(1e-6))
     kept = 0.5 / (1 + np.exp(-0.5 / epsilon))  # by hand: the mass that stays at each point
     expected = np.array([[kept, 0.5 - kept], [0.5 - kept, kept]])
     np.testing.assert_allclose(plan(x, x, epsilon, out), expected, rtol=1e-5)
@@ -153,7 +154,7 @@ def test_value_tends_to_exact_transport(key, d):
 
 def test_value_tends_to_the_mean_cost(key):
     (x, y, a, b), (*exact, a64, b64) = problem(key, 2)
-    out = sinkhorn(x, y, 1e3, a=a, b=b, threshold=1e-6)
+    out = sinkhorn(x, y, 1e3, a=a, b=b, limits=Limits(1e-6))
     np.testing.assert_allclose(plan(*exact, 1e3, out, a64, b64), np.outer(a64, b64), atol=1e-3)
     np.testing.assert_allclose(out.value, a64 @ float64_cost(*exact) @ b64, rtol=2e-3)
 
@@ -161,12 +162,12 @@ def test_value_tends_to_the_mean_cost(key):
 @pytest.mark.parametrize("d", [2, 64])
 def test_zero_weights_are_absent_points(key, d):
     (x, y, a, b), _ = problem(key, d)
-    out = sinkhorn(x, y, 0.2 * d, a=a, b=b, threshold=1e-5)
+    out = sinkhorn(x, y, 0.2 * d, a=a, b=b, limits=Limits(1e-5))
     # Points of no mass at a great distance change neither the plan nor the certificate.
     distance = 1e3 / d  # beyond d = 5 the costs lose digits with the square of the extent
     far_x, far_y = x.at[:2].set(distance), y.at[-2:].set(-distance)
-    far = sinkhorn(far_x, far_y, 0.2 * d, a=a, b=b, threshold=1e-5)
-    alone = sinkhorn(x[2:], y[:-2], 0.2 * d, a=a[2:], b=b[:-2], threshold=1e-5)
+    far = sinkhorn(far_x, far_y, 0.2 * d, a=a, b=b, limits=Limits(1e-5))
+    alone = sinkhorn(x[2:], y[:-2], 0.2 * d, a=a[2:], b=b[:-2], limits=Limits(1e-5))
     assert out.converged & far.converged & alone.converged
     expected = plan(x[2:], y[:-2], 0.2 * d, alone, a[2:], b[:-2])
     for other in (out, far):
@@ -181,12 +182,12 @@ def test_zero_weights_are_absent_points(key, d):
 def test_translations(key):
     x, y = clouds(key)
     shift = jnp.array([[3.0, -2.0]])
-    base = sinkhorn(x, y, 0.1, threshold=1e-5)
-    both = sinkhorn(x + shift, y + shift, 0.1, threshold=1e-5)
+    base = sinkhorn(x, y, 0.1, limits=Limits(1e-5))
+    both = sinkhorn(x + shift, y + shift, 0.1, limits=Limits(1e-5))
     np.testing.assert_allclose(plan(x, y, 0.1, both), plan(x, y, 0.1, base), atol=1e-5)
     np.testing.assert_allclose(both.value, base.value, rtol=1e-5)
     # Moving one cloud adds terms u(x) + v(y) to the cost: same plan, known value.
-    one = sinkhorn(x, y + shift, 0.1, threshold=1e-5)
+    one = sinkhorn(x, y + shift, 0.1, limits=Limits(1e-5))
     moved = plan(x, y + shift, 0.1, one)
     np.testing.assert_allclose(moved, plan(x, y, 0.1, base), atol=1e-5)
     change = jnp.sum(shift[0] * (y.mean(0) - x.mean(0) + 0.5 * shift[0]))
@@ -197,8 +198,8 @@ def test_translations(key):
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_potentials_scale_with_length_squared(key, scale):
     x, y = clouds(key)
-    base = sinkhorn(x, y, 0.1, threshold=1e-5)
-    scaled = sinkhorn(scale * x, scale * y, scale**2 * 0.1, threshold=1e-5)
+    base = sinkhorn(x, y, 0.1, limits=Limits(1e-5))
+    scaled = sinkhorn(scale * x, scale * y, scale**2 * 0.1, limits=Limits(1e-5))
     assert base.converged & scaled.converged
     sums = (out.f[:, None] + out.g[None, :] for out in (base, scaled))  # free of the constant
     expected, found = (np.asarray(value) for value in sums)
@@ -209,20 +210,20 @@ def test_potentials_scale_with_length_squared(key, scale):
 def test_order_of_points_and_of_clouds_does_not_matter(key):
     (x, y, a, b), _ = problem(key, 2)
     order = jax.random.permutation(key, M)
-    base = sinkhorn(x, y, 0.1, a=a, b=b, threshold=1e-5)
+    base = sinkhorn(x, y, 0.1, a=a, b=b, limits=Limits(1e-5))
     expected = plan(x, y, 0.1, base, a, b)
-    permuted = sinkhorn(x, y[order], 0.1, a=a, b=b[order], threshold=1e-5)
+    permuted = sinkhorn(x, y[order], 0.1, a=a, b=b[order], limits=Limits(1e-5))
     found = plan(x, y[order], 0.1, permuted, a, b[order])
     np.testing.assert_allclose(found, expected[:, order], atol=1e-5)
-    swapped = sinkhorn(y, x, 0.1, a=b, b=a, threshold=1e-5)
+    swapped = sinkhorn(y, x, 0.1, a=b, b=a, limits=Limits(1e-5))
     np.testing.assert_allclose(plan(y, x, 0.1, swapped, b, a), expected.T, atol=1e-5)
     np.testing.assert_allclose([permuted.value, swapped.value], base.value, rtol=1e-5)
 
 
 def test_a_constant_in_the_potentials_changes_nothing(key):
     x, y = clouds(key)
-    base = sinkhorn(x, y, 0.1, threshold=1e-5)
-    shifted = sinkhorn(x, y, 0.1, g_init=base.g + 100.0, threshold=1e-5)
+    base = sinkhorn(x, y, 0.1, limits=Limits(1e-5))
+    shifted = sinkhorn(x, y, 0.1, g_init=base.g + 100.0, limits=Limits(1e-5))
     assert shifted.num_iterations < base.num_iterations
     np.testing.assert_allclose(plan(x, y, 0.1, shifted), plan(x, y, 0.1, base), atol=1e-4)
     np.testing.assert_allclose(shifted.value, base.value, rtol=1e-4)
@@ -232,8 +233,8 @@ def test_duplicated_points_share_their_weight(key):
     x, y = clouds(key)
     a = jnp.full(N, 1 / (N - 1)).at[:2].set(0.5 / (N - 1))
     doubled = x.at[1].set(x[0])
-    single = sinkhorn(doubled[1:], y, 0.1, threshold=1e-5)
-    out = sinkhorn(doubled, y, 0.1, a=a, threshold=1e-5)
+    single = sinkhorn(doubled[1:], y, 0.1, limits=Limits(1e-5))
+    out = sinkhorn(doubled, y, 0.1, a=a, limits=Limits(1e-5))
     assert out.converged & single.converged
     found = plan(doubled, y, 0.1, out, a)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
@@ -264,7 +265,7 @@ def test_a_single_point_pays_the_mean_cost(key):
 @pytest.mark.parametrize(("d", "epsilon"), [(2, 0.02), (2, 0.5), (64, 1.0)])
 def test_certificate_is_the_error_of_the_returned_potentials(key, d, epsilon, max_iterations):
     (x, y, a, b), exact = problem(key, d)
-    out = sinkhorn(x, y, epsilon, a=a, b=b, max_iterations=max_iterations)
+    out = sinkhorn(x, y, epsilon, a=a, b=b, limits=Limits(max_iterations=max_iterations))
     truth = marginal_error(plan(*exact[:2], epsilon, out, *exact[2:]), *exact[2:])
     np.testing.assert_allclose(out.marginal_error, truth, atol=rounding(x, y, epsilon))
     assert out.converged == (out.marginal_error <= 1e-3)
@@ -274,7 +275,7 @@ def test_certificate_is_the_error_of_the_returned_potentials(key, d, epsilon, ma
 @pytest.mark.parametrize("epsilon", [0.02, 0.5])
 def test_certificate_of_the_self_solve(key, epsilon, max_iterations):
     (x, _, a, _), (exact, _, a64, _) = problem(key, 2)
-    out = sinkhorn_self(x, epsilon, a=a, threshold=1e-4, max_iterations=max_iterations)
+    out = sinkhorn_self(x, epsilon, a=a, limits=Limits(1e-4, max_iterations))
     found = plan(exact, exact, epsilon, out, a64, a64)
     truth = marginal_error(found, a64, a64)
     np.testing.assert_allclose(out.marginal_error, truth, atol=rounding(x, x, epsilon))
@@ -287,13 +288,13 @@ def test_certificate_of_the_self_solve(key, epsilon, max_iterations):
 def test_too_few_iterations_are_reported_everywhere(key):
     x, y = clouds(key)
     epsilons = jnp.array([0.01, 0.02, 10.0])  # the last one converges at once
-    solve = lambda epsilon: sinkhorn(x, y, epsilon, max_iterations=10).converged
+    solve = lambda epsilon: sinkhorn(x, y, epsilon, limits=Limits(max_iterations=10)).converged
     expected = [False, False, True]
     assert [bool(solve(epsilon)) for epsilon in epsilons] == expected
     assert jax.vmap(solve)(epsilons).tolist() == expected
     scanned = jax.lax.scan(lambda carry, epsilon: (carry, solve(epsilon)), 0, epsilons)[1]
     assert scanned.tolist() == expected
-    assert not sinkhorn_self(x, 0.01, threshold=1e-6, max_iterations=5).converged
+    assert not sinkhorn_self(x, 0.01, limits=Limits(1e-6, 5)).converged
 
 
 @pytest.mark.parametrize("wrong", [jnp.nan, jnp.inf])
@@ -325,8 +326,8 @@ def test_wrong_epsilon_inside_a_trace_is_data_and_the_solve_ends(key, epsilon):
 def test_warm_start_is_faster(key):
     x, y = clouds(key)
     moved = x + 0.02 * jax.random.normal(key, x.shape)
-    cold = sinkhorn(moved, y, 0.02, threshold=1e-4)
-    warm = sinkhorn(moved, y, 0.02, g_init=sinkhorn(x, y, 0.02).g, threshold=1e-4)
+    cold = sinkhorn(moved, y, 0.02, limits=Limits(1e-4))
+    warm = sinkhorn(moved, y, 0.02, g_init=sinkhorn(x, y, 0.02).g, limits=Limits(1e-4))
     assert cold.converged & warm.converged
     assert warm.num_iterations < 0.7 * cold.num_iterations
     np.testing.assert_allclose(plan(moved, y, 0.02, warm), plan(moved, y, 0.02, cold), atol=2e-4)
@@ -356,8 +357,8 @@ def test_useless_initial_potentials_cost_nothing(key, epsilon, size):
 @pytest.mark.parametrize("epsilon", [0.02, 0.5])
 def test_self_solve_is_the_solve_with_itself(key, epsilon):
     (x, _, a, _), (exact, _, a64, _) = problem(key, 2)
-    one = sinkhorn_self(x, epsilon, a=a, threshold=2e-5)
-    two = sinkhorn(x, x, epsilon, a=a, b=a, threshold=2e-5)
+    one = sinkhorn_self(x, epsilon, a=a, limits=Limits(2e-5))
+    two = sinkhorn(x, x, epsilon, a=a, b=a, limits=Limits(2e-5))
     assert one.converged & two.converged
     np.testing.assert_array_equal(one.f, one.g)
     np.testing.assert_allclose(one.value, two.value, rtol=1e-4)
@@ -386,8 +387,8 @@ def test_vmap_equals_a_loop(key):
     xs, ys = jax.vmap(clouds)(keys)
     # Clouds of a batch stop one by one: the widest takes most iterations.
     xs = xs * jnp.array([0.3, 1.0, 3.0])[:, None, None]
-    batched = jax.vmap(lambda x, y: sinkhorn(x, y, 0.1, threshold=1e-4))(xs, ys)
-    looped = [sinkhorn(x, y, 0.1, threshold=1e-4) for x, y in zip(xs, ys, strict=True)]
+    batched = jax.vmap(lambda x, y: sinkhorn(x, y, 0.1, limits=Limits(1e-4)))(xs, ys)
+    looped = [sinkhorn(x, y, 0.1, limits=Limits(1e-4)) for x, y in zip(xs, ys, strict=True)]
     for index, single in enumerate(looped):
         out = jax.tree.map(lambda leaf, index=index: leaf[index], batched)
         assert out.num_iterations == single.num_iterations
@@ -455,9 +456,9 @@ def test_new_values_do_not_recompile(key):
     sinkhorn(x, y, 0.1), sinkhorn(x, y, 0.1, g_init=g), sinkhorn_self(x, 0.1)
     compiled = _cloud_to_cloud._cache_size(), _cloud_to_itself._cache_size()
     sinkhorn(x + 1.0, y, 0.2)
-    sinkhorn(x, y, 0.3, a=a, b=b, threshold=1e-2, max_iterations=7)
-    sinkhorn(x, y, 0.4, g_init=g + 1.0, threshold=1e-4)
-    sinkhorn_self(x, 0.2, a=a, threshold=1e-2, max_iterations=9)
+    sinkhorn(x, y, 0.3, a=a, b=b, limits=Limits(1e-2, 7))
+    sinkhorn(x, y, 0.4, g_init=g + 1.0, limits=Limits(1e-4))
+    sinkhorn_self(x, 0.2, a=a, limits=Limits(1e-2, 9))
     assert (_cloud_to_cloud._cache_size(), _cloud_to_itself._cache_size()) == compiled
 
 
