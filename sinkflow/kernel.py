@@ -36,8 +36,8 @@ class Cost(NamedTuple):
         return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
 
 
-def storage_for(storage: str, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> str:
-    """What to keep on the device for two clouds; anything but "auto" is kept as it is.
+def storage_for(storage: str, x: Any, y: Any) -> str:
+    """What to keep for two clouds (or their shapes); anything but "auto" is kept as it is.
 
     "full" keeps costs and densities, "half" costs and densities in float16, "chunks"
     nothing: rows of costs are recomputed for every product.

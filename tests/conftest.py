@@ -1,6 +1,7 @@
 """Four CPU devices, shapes of every annotation checked, no silent broadcasting, one key."""
 
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,6 +11,9 @@ import jax
 import jaxtyping
 import pytest
 
+MEMORY_MAPS = pathlib.Path("/proc/self/maps")
+MANY = 20_000  # a third of what Linux allows a process; beyond its limit XLA crashes in compiling
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("sinkflow", "beartype.beartype")
 
@@ -17,6 +21,14 @@ jaxtyping.install_import_hook("sinkflow", "beartype.beartype")
 @pytest.fixture
 def key(request) -> jax.Array:
     return jax.random.key(getattr(request, "param", 0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forgets what was compiled, before the memory maps of thousands of programs run out."""
+    yield
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_text().count("\n") > MANY:
+        jax.clear_caches()
 
 
 @pytest.fixture

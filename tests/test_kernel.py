@@ -116,12 +116,14 @@ def test_gradients_in_pieces(key, small_chunks):
 )
 def test_storage_is_what_fits(monkeypatch, n, memory, expected):
     monkeypatch.setattr(kernel, "_device_memory", lambda: memory)
-    assert kernel.storage_for("auto", n, n, jnp.float32) == expected
+    cloud = jax.ShapeDtypeStruct((n, 2), jnp.float32)
+    assert kernel.storage_for("auto", cloud, cloud) == expected
 
 
 def test_storage_is_taken_as_asked_or_refused(key):
-    assert kernel.storage_for("chunks", 2, 2, jnp.float32) == "chunks"
-    assert kernel.storage_for("full", 10**6, 10**6, jnp.float32) == "full"
     x, y, _, _ = problem(key, 2)
+    many = jax.ShapeDtypeStruct((10**6, 2), jnp.float32)
+    assert kernel.storage_for("chunks", x, y) == "chunks"
+    assert kernel.storage_for("full", many, many) == "full"
     with pytest.raises(ValueError, match="unknown storage 'disk'; choose one of auto, full"):
         sinkhorn(x, y, 0.1, limits=Limits(storage="disk"))
