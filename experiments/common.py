@@ -134,7 +134,13 @@ def cli(config_class: Any, description: str | None) -> Any:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
-    return tyro.cli(config_class, default=default, description=header(description), prog=program())
+    return parse(default, description)
+
+
+def parse(default: Any, description: str | None) -> Any:
+    """A config like ``default`` from the command line, whose flags change it."""
+    about = header(description)
+    return tyro.cli(type(default), default=default, description=about, prog=program())
 
 
 def header(doc: str | None) -> str:
@@ -427,6 +433,7 @@ def fit(
     checkpoint_every: int,
     refresh_every: int = 0,
     description: str = "training",
+    watch: Callable[[int, Any], None] | None = None,
 ) -> train.TrainState:
     """Trains to ``num_steps``, resuming from the newest checkpoint and writing new ones.
 
@@ -441,6 +448,7 @@ def fit(
       checkpoint_every: optimiser steps between checkpoints.
       refresh_every: optimiser steps of a part; 0 for one part, the whole training.
       description: what the bar is named.
+      watch: sees the number of steps done and each call's info once it is logged, and may raise.
 
     Raises:
       ValueError: step counts that are not multiples of one another.
@@ -472,6 +480,8 @@ def fit(
             state, info = advance(state, shards)
             done += steps_per_call
             run.log(done, **info._asdict())
+            if watch is not None:
+                watch(done, info)
             bar.update(steps_per_call)
             bar.set_postfix(loss=f"{float(info.loss):.4g}")
             if done % checkpoint_every == 0 or done == num_steps:
