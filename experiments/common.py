@@ -193,7 +193,8 @@ def recorded(settings: dict[str, Any]) -> dict[str, Any]:
 class Run:
     """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
 
-    ``config`` is a dataclass with ``folder()`` and ``SELECTION``, like :class:`FlowConfig`.
+    ``config`` is a dataclass with ``folder()`` and ``SELECTION``, like :class:`FlowConfig`, and
+    with ``DRIVER``, the driver's name, unless it is of the driver's module.
 
     Raises:
       ValueError: the folder cannot be written, or belongs to a run with another config.
@@ -203,6 +204,7 @@ class Run:
         self.config = dataclasses.asdict(config)
         driver = type(config).__module__.rpartition(".")[2]
         driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
+        driver = getattr(config, "DRIVER", driver)
         free = {"out", *config.SELECTION}
         settings = {name: value for name, value in self.config.items() if name not in free}
         self.settings = {"driver": driver, **settings}
@@ -365,15 +367,24 @@ def network(config: FlowConfig):
     return models.VelocityMLP(config.hidden_dims), optax.adam(rate)
 
 
+def read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's config.json.
+
+    Raises:
+      ValueError: no run in the folder.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
+    return json.loads((folder / "config.json").read_text())
+
+
 def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
     """The config and the newest field of a run.
 
     Raises:
       ValueError: no run, or no checkpoint of one, in the folder.
     """
-    if not (folder / "config.json").exists():
-        raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_settings(folder)
     driver = importlib.import_module(f"experiments.{settings['driver']}")
     if not issubclass(driver.Config, FlowConfig):
         raise ValueError(

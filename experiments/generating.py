@@ -5,7 +5,6 @@ device has clouds of its own, and gradients are averaged.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -372,9 +371,9 @@ def restored(folder: pathlib.Path) -> Generator:
     """The newest generator of a run.
 
     Raises:
-      ValueError: the run has no checkpoint.
+      ValueError: no run, or no checkpoint of one, in the folder.
     """
-    settings = json.loads((folder / "config.json").read_text())
+    settings = common.read_settings(folder)
     if checkpoint.latest_step(folder / "checkpoints") is None:
         raise ValueError(f"run is {folder}: it has no checkpoint yet; start its driver again")
     values = {name: value for name, value in settings.items() if name != "driver"}

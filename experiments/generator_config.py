@@ -50,12 +50,12 @@ class GeneratorConfig:
     """Objective regression: divide each epsilon's velocity by its root mean square."""
     temperature: float = 0.05
     """Of objective drift, in mean distances of real samples to each other."""
-    n: int = 512
+    n: int = 256
     """Generated samples of a step, on each device. With labels n, m and k are rounded down to
     multiples of the number of classes."""
-    m: int = 1024
+    m: int = 512
     """Real samples of a step, on each device."""
-    k: int = 1024
+    k: int = 512
     """Samples of the self term's second cloud, on each device; as many as real ones, or their
     pulls do not cancel where both have one law."""
     threshold: float = 1e-2
@@ -121,6 +121,8 @@ class GeneratorConfig:
     smoke: bool = False
     """Shrink the run to seconds, images to enlarged 8x8 digits; its numbers then mean nothing."""
 
+    DRIVER: ClassVar[str] = "generator"
+    """The program's name."""
     CLASSIFIER: ClassVar[bool] = True
     """Whether a classifier of the image data sets is shipped, to judge images by."""
 
@@ -168,10 +170,7 @@ class GeneratorConfig:
 DIGITS: dict[str, Any] = {
     "epsilon": (0.01,),
     "epsilon_unit": "mean-cost",
-    "n": 256,
-    "m": 512,
-    "k": 512,
-    "max_iterations": 100,
+    "max_iterations": 400,
     "hidden_dims": (512, 512, 512),
     "multipliers": (1, 2),
     "channels": 16,
