@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import common
 from experiments.generator_config import SOLVED, GeneratorConfig, preset
+from experiments.stages import Network
 from sinkflow import (
     checkpoint,
     costs,
@@ -31,16 +32,6 @@ from sinkflow import (
 )
 
 UNIT_SAMPLES = 2_048  # real samples that epsilon's unit is measured with, twice
-
-
-class Network(NamedTuple):
-    """``init(key)`` gives parameters [p]; ``apply_fn(params, z [n, k], labels [n])`` samples.
-
-    These are [n, d]. Labels are not looked at by a network without classes.
-    """
-
-    init: Callable
-    apply_fn: Callable
 
 
 class Generator(NamedTuple):
@@ -84,7 +75,11 @@ class Info(NamedTuple):
 
 
 def network(config: GeneratorConfig) -> Network:
-    """The generator with its parameters as a vector, for which Adam takes few kernels."""
+    """The generator, with parameters as a vector [p], for which Adam takes few kernels.
+
+    Its ``apply_fn(params, z [n, k], labels [n])`` gives samples [n, d]; labels are not looked at
+    by a network without classes.
+    """
     plane = config.dataset in data.TASKS
     classes = images.NUM_CLASSES if config.labels else 0
     dim = int(np.prod(config.SHAPE))
@@ -220,12 +215,14 @@ def objective(config: Any) -> Callable:
     """``(x, other, y, key, epsilons, temperature) -> (loss, certificate)`` of clouds [n, d]."""
     limits = {"threshold": config.threshold, "max_iterations": config.max_iterations}
     solved = {**limits, "gradient": config.gradient}
+    if config.gradient == "unrolled":
+        solved["max_iterations"] = config.num_iterations
     own = {"self_cloud": config.self_cloud}
 
     def loss(x, other, y, key, epsilons, temperature):
         function: Any
         first, latent = {"epsilon": epsilons[0]}, {"latent": lambda key, z: other}
-        count = {"num_iterations": config.max_iterations, "domain": config.domain}
+        count = {"num_iterations": config.num_iterations, "domain": config.domain}
         several = {"epsilons": epsilons, "normalize": config.normalize}
         function, options = {
             "transport": (generator.transport_loss, {**first, **count}),
@@ -330,11 +327,12 @@ def watch(config: GeneratorConfig) -> Callable[[int, Info], None]:
         failed, solves = int(info.unconverged), int(info.solves)
         if config.allow_unconverged or failed <= config.max_unconverged * solves:
             return
+        limit = "num-iterations" if config.gradient == "unrolled" else "max-iterations"
         what = "solves missed their threshold" if config.objective in SOLVED else "losses are bad"
         raise RuntimeError(
             f"step {step}: {failed} of the last {solves} {what} (largest marginal error "
             f"{float(info.marginal_error):.2g}), more than a share of {config.max_unconverged}; "
-            "raise --max-iterations or --epsilon, or go on with --allow-unconverged"
+            f"raise --{limit} or --epsilon, or go on with --allow-unconverged"
         )
 
     return look

@@ -21,21 +21,30 @@ class GeneratorConfig:
     """Every number of the run. Lengths: the plane's targets span about 10, pixels are -1 to 1."""
 
     dataset: Literal[
-        *("8gaussians", "8gaussians-moons", "moons", "scurve", "checkerboard"),
-        *("digits", "mnist", "fashion"),
-    ] = "8gaussians-moons"  # type: ignore[valid-type]
+        "8gaussians",
+        "8gaussians-moons",
+        "moons",
+        "scurve",
+        "checkerboard",
+        "digits",
+        "mnist",
+        "fashion",
+    ] = "8gaussians-moons"
     """A task in the plane, whose source z is drawn from; 8x8 digits; MNIST or Fashion-MNIST. It
     decides the defaults of the other settings."""
     objective: Literal["transport", "entropic", "divergence", "regression", "energy", "drift"] = (
         "regression"
     )
-    """The tutorial's cost after max_iterations scalings; entropic cost; Sinkhorn divergence;
+    """The tutorial's cost after num_iterations scalings; entropic cost; Sinkhorn divergence;
     regression on its velocity; energy distance; drift of the drifting models."""
     self_cloud: Literal["second", "same", "diagonal"] = "second"
     """What the self term compares samples with: a second generated cloud, themselves, or
     themselves without the pair of a sample with itself."""
     gradient: Literal["envelope", "implicit", "unrolled"] = "envelope"
-    """Gradient of the entropic cost and of the divergence; unrolled ones make max_iterations."""
+    """Gradient of the entropic cost and of the divergence, at the solution (envelope), corrected to
+    first order in what is left to converge (implicit), or through num_iterations (unrolled)."""
+    num_iterations: int = 100
+    """Iterations that objective transport and unrolled gradients make and differentiate."""
     domain: Literal["log", "scaling"] = "log"
     """Arithmetic of objective transport: potentials, or matrices, which underflow."""
     epsilon: tuple[float, ...] = (0.02,)
@@ -60,8 +69,8 @@ class GeneratorConfig:
     pulls do not cancel where both have one law."""
     threshold: float = 1e-2
     """L1 marginal error [mass, total 1] at which a solve of the training stops."""
-    max_iterations: int = 200
-    """Cap on the iterations of a solve. A run that failed on it goes on with a larger one."""
+    max_iterations: int = 2_000
+    """Cap on the iterations of other solves. A run that failed on it goes on with a larger one."""
     max_unconverged: float = 0.01
     """Largest share of the solves between two log lines that may miss the threshold."""
     allow_unconverged: bool = False
@@ -129,13 +138,11 @@ class GeneratorConfig:
     @property
     def SELECTION(self) -> tuple[str, ...]:
         """Settings that a later start of the run may change, see :class:`common.FlowConfig`."""
-        names = ["sample_batch", "data_dir", "inception_weights"]
-        names += ["allow_unconverged", "max_unconverged"]
-        if self.dataset != "digits":  # of which as many are held out of the training
-            names.append("num_samples")
-        if self.objective != "transport" and self.gradient != "unrolled":  # which make them all
-            names.append("max_iterations")
-        return tuple(names)
+        solves = ("max_iterations", "allow_unconverged", "max_unconverged")
+        judging = ("sample_batch", "data_dir", "inception_weights")
+        # Of the digits as many are held out of the training as samples are drawn.
+        drawn = () if self.dataset == "digits" else ("num_samples",)
+        return (*solves, *judging, *drawn)
 
     @property
     def SHAPE(self) -> tuple[int, ...]:
@@ -174,7 +181,7 @@ DIGITS: dict[str, Any] = {
     "hidden_dims": (512, 512, 512),
     "multipliers": (1, 2),
     "channels": 16,
-    "train_steps": 4_000,
+    "train_steps": 2_000,
     "learning_rate": 1e-3,
     "ema_decay": 0.998,
     "num_samples": 500,
@@ -201,7 +208,6 @@ SMOKE: dict[str, Any] = {
     "n": 40,
     "m": 60,
     "k": 60,
-    "max_iterations": 500,
     "hidden_dims": (32, 32),
     "channels": 8,
     "latent": 8,
@@ -228,7 +234,8 @@ def check(config: GeneratorConfig) -> None:
         train_steps=config.train_steps,
         checkpoint_every=config.checkpoint_every,
     )
-    counts = ("latent", "channels", "num_blocks", "num_floors", "sample_batch", "max_iterations")
+    counts = ["latent", "channels", "num_blocks", "num_floors", "sample_batch"]
+    counts += ["max_iterations", "num_iterations"]
     common.check_positive_counts(**{name: getattr(config, name) for name in counts})
     common.check_widths("hidden_dims", config.hidden_dims)
     common.check_widths("multipliers", config.multipliers)

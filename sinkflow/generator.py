@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, scaling
+from sinkflow import costs, loops, scaling
 from sinkflow.divergence import barycentric_map, sinkhorn_velocity
 from sinkflow.offdiagonal import sinkhorn_offdiagonal
 from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
@@ -116,7 +116,7 @@ def _log_scalings(cost, epsilon, num_iterations) -> tuple[Scalar, Scalar]:
         g = epsilon * (log_n - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
         return (f, g), None
 
-    zeros = jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0])
+    zeros = loops.varying_with((jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0])), cost)
     (f, g), _ = jax.lax.scan(scale, zeros, length=num_iterations)
     density = jnp.exp((f[:, None] + g[None, :] - cost) / epsilon)
     excess = (jnp.mean(density, axis=axis) - 1 for axis in (0, 1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, inputs
+from sinkflow import costs, inputs, loops
 from sinkflow.certificate import SinkhornOutput, describe, doubted, marginal_error
 from sinkflow.sinkhorn import check_limits
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
@@ -158,9 +158,10 @@ def _iterate(cost, epsilon, threshold, max_iterations):
         f = f - RELAXATION * epsilon * logs
         return f, _log_sums(cost, f, epsilon), count + 1
 
-    # From an input, so that the loops also run under jax.shard_map.
-    zeros, zero = jnp.zeros_like(cost[0]), jnp.zeros_like(epsilon, dtype=int)
-    f, _, made = jax.lax.while_loop(lambda carry: carry[1] > epsilon, anneal, (zeros, start, zero))
+    carry = jnp.zeros_like(cost[0]), start, jnp.zeros((), int)
+    carry = loops.varying_with(carry, (cost, epsilon, threshold, max_iterations))
+    zero = carry[2]
+    f, _, made = jax.lax.while_loop(lambda carry: carry[1] > epsilon, anneal, carry)
     f, _, count = jax.lax.while_loop(unmet, update, (f, _log_sums(cost, f, epsilon), zero))
     return f, made + count
 
@@ -171,7 +172,8 @@ def _unrolled(cost, epsilon, count):
     def update(f, _):
         return f - RELAXATION * epsilon * _log_sums(cost, f, epsilon), None
 
-    return jax.lax.scan(update, jnp.zeros_like(cost[0]), length=count)[0]
+    start = loops.varying_with(jnp.zeros_like(cost[0]), (cost, epsilon))
+    return jax.lax.scan(update, start, length=count)[0]
 
 
 def _certify(cost, epsilon, f, value, x, weights, threshold, iterations):

@@ -154,7 +154,7 @@ OBJECTIVES = [
 @pytest.mark.parametrize("changes", OBJECTIVES, ids=lambda changes: "-".join(map(str, changes)))
 def test_every_choice_makes_steps(changes):
     """Traced, not run: shapes fit, and every choice reaches its objective."""
-    config = small(**{"max_iterations": 3, **changes})
+    config = small(**{"num_iterations": 3, **changes})
     check(config)
     net = generating.network(config)
     real = None
