@@ -74,39 +74,43 @@ class Info(NamedTuple):
 # Networks.
 
 
+def _model(config: GeneratorConfig) -> Any:
+    """The network of the config, for vectors or images."""
+    classes = images.NUM_CLASSES if config.labels else 0
+    if config.net == "mlp":
+        return generators.GeneratorMLP(int(np.prod(config.SHAPE)), config.hidden_dims)
+    if config.net == "unet":
+        widths = config.channels, config.multipliers, config.num_blocks
+        return unet.UNet(*widths, num_classes=classes)
+    height, width, depth = config.SHAPE
+    return generators.ConvGenerator(
+        (height, width, depth),
+        config.channels,
+        config.multipliers[::-1],  # coarsest first
+        config.num_blocks,
+        head=config.head,
+        num_classes=classes,
+    )
+
+
 def network(config: GeneratorConfig) -> Network:
     """The generator, with parameters as a vector [p], for which Adam takes few kernels.
 
     Its ``apply_fn(params, z [n, k], labels [n])`` gives samples [n, d]; labels are not looked at
     by a network without classes.
     """
-    plane = config.dataset in data.TASKS
-    classes = images.NUM_CLASSES if config.labels else 0
-    dim = int(np.prod(config.SHAPE))
-    if config.net == "mlp":
-        model: Any = generators.GeneratorMLP(dim, config.hidden_dims)
-    elif config.net == "conv":
-        height, width, depth = config.SHAPE
-        model = generators.ConvGenerator(
-            (height, width, depth),
-            config.channels,
-            config.multipliers[::-1],  # coarsest first
-            config.num_blocks,
-            head=config.head,
-            num_classes=classes,
-        )
-    else:
-        model = unet.UNet(config.channels, config.multipliers, config.num_blocks)
-        model = model.clone(num_classes=classes)
+    model, plane = _model(config), config.dataset in data.TASKS
+    bounded = config.head == "tanh" and config.net != "conv"  # which has a head of its own
 
     def inputs(z, labels):
+        asked = labels if config.labels else None
         if config.net == "conv":
-            return z, labels if classes else None
+            return z, asked
         if config.net == "unet":
-            times = jnp.zeros(z.shape[0])
-            return z.reshape(-1, *config.SHAPE), times, labels if classes else None
-        told = jax.nn.one_hot(labels, images.NUM_CLASSES) if classes else z[:, :0]
-        return (jnp.concatenate([z, told], axis=1),)
+            return z.reshape(-1, *config.SHAPE), jnp.zeros(z.shape[0]), asked
+        if asked is None:
+            return (z,)
+        return (jnp.concatenate([z, jax.nn.one_hot(asked, images.NUM_CLASSES)], axis=1),)
 
     def init_tree(key):
         z, labels = jnp.zeros((1, config.dim())), jnp.zeros(1, int)
@@ -119,7 +123,7 @@ def network(config: GeneratorConfig) -> Network:
         out = model.apply(unravel(params), *inputs(z, labels)).reshape(z.shape[0], -1)
         if plane:
             return z + out
-        return jnp.tanh(out) if config.head == "tanh" and config.net != "conv" else out
+        return jnp.tanh(out) if bounded else out
 
     return Network(lambda key: ravel_pytree(init_tree(key))[0], apply_fn)
 
@@ -258,10 +262,11 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
     return of_all
 
 
-def make_steps(config: GeneratorConfig, net: Network, epsilons, temperature: float) -> train.Step:
-    """``steps(state, (real, key [1]), *, axis_name)``: one call's steps and their log line.
+def make_step(config: GeneratorConfig, net: Network, epsilons, temperature: float) -> Callable:
+    """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    What a step draws follows from the key and its number, so that a resumed run draws the same.
+    ``seen`` is loss, norm of the gradient, certificate and largest epsilon. What the step draws
+    follows from the key and the step's number, so that a resumed run draws the same.
     """
     loss_of = by_class(config, objective(config))
     optimizer, decay = make_optimizer(config), ema_decay(config)
@@ -279,7 +284,7 @@ def make_steps(config: GeneratorConfig, net: Network, epsilons, temperature: flo
             x = net.apply_fn(params, z, own[0])
             other = net.apply_fn(params, z_other, own[1]) if second else x
             value, seen = loss_of(x, other, y, keys[3], list(now), temperature)
-            return value / x.shape[1], (value, seen)
+            return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
 
         gradient, (value, seen) = jax.grad(loss_fn, has_aux=True)(state.params)
         if axis_name is not None:
@@ -289,6 +294,13 @@ def make_steps(config: GeneratorConfig, net: Network, epsilons, temperature: flo
         average = optax.incremental_update(params, state.ema_params, 1 - decay)
         state = train.TrainState(state.step + 1, params, average, opt_state)
         return state, (value, optax.tree.norm(gradient), seen, jnp.max(now))
+
+    return step
+
+
+def make_steps(config: GeneratorConfig, net: Network, epsilons, temperature: float) -> train.Step:
+    """``steps(state, (real, key [1]), *, axis_name)``: one call's steps and their log line."""
+    step = make_step(config, net, epsilons, temperature)
 
     def steps(state, data, *, axis_name=None):
         real, key = data

@@ -47,12 +47,12 @@ class GeneratorConfig:
     """Iterations that objective transport and unrolled gradients make and differentiate."""
     domain: Literal["log", "scaling"] = "log"
     """Arithmetic of objective transport: potentials, or matrices, which underflow."""
-    epsilon: tuple[float, ...] = (0.02,)
+    epsilon: tuple[float, ...] = (0.05,)
     """Entropic regularisation, in epsilon_unit; of several ones regression adds the velocities."""
     epsilon_unit: Literal["length2", "mean-cost", "neighbours"] = "length2"
     """length^2; the mean cost of real samples to each other; or the effective number of real
     neighbours that a real sample has in a cloud of m."""
-    epsilon_start: float = 10.0
+    epsilon_start: float = 8.0
     """Epsilon begins this many times larger and falls geometrically over the first half of the
     training; 1: fixed."""
     normalize: bool = False
@@ -67,7 +67,7 @@ class GeneratorConfig:
     k: int = 512
     """Samples of the self term's second cloud, on each device; as many as real ones, or their
     pulls do not cancel where both have one law."""
-    threshold: float = 1e-2
+    threshold: float = 3e-2
     """L1 marginal error [mass, total 1] at which a solve of the training stops."""
     max_iterations: int = 2_000
     """Cap on the iterations of other solves. A run that failed on it goes on with a larger one."""
@@ -92,11 +92,11 @@ class GeneratorConfig:
     """Residual blocks of a level."""
     head: Literal["tanh", "linear"] = "tanh"
     """What digits and images end in: tanh lies in (-1, 1), as pixels do."""
-    train_steps: int = 1_600
+    train_steps: int = 2_400
     """Optimiser steps."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises to its peak, before its cosine decay to zero."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak of Adam's learning rate."""
     b1: float = 0.9
     """Adam's decay of the mean gradient."""
@@ -177,6 +177,7 @@ class GeneratorConfig:
 DIGITS: dict[str, Any] = {
     "epsilon": (0.01,),
     "epsilon_unit": "mean-cost",
+    "threshold": 1e-2,
     "max_iterations": 400,
     "hidden_dims": (512, 512, 512),
     "multipliers": (1, 2),
@@ -190,6 +191,7 @@ DIGITS: dict[str, Any] = {
 PICTURES: dict[str, Any] = {
     "epsilon": (0.01,),
     "epsilon_unit": "mean-cost",
+    "threshold": 1e-2,
     "epsilon_start": 1.0,
     "n": 1024,
     "m": 2048,

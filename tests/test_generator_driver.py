@@ -61,7 +61,7 @@ def test_a_run_leaves_its_record_and_pictures(whole):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     assert all(line["solves"] == 40 and line["unconverged"] == 0 for line in lines)
-    assert all(0 < line["marginal_error"] <= 1e-2 for line in lines)
+    assert all(0 < line["marginal_error"] <= 3e-2 for line in lines)
     assert lines[0]["epsilon"] > 0.5 and lines[-1]["epsilon"] == pytest.approx(0.5)
 
 
