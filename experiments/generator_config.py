@@ -96,7 +96,7 @@ class GeneratorConfig:
     """Optimiser steps."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises to its peak, before its cosine decay to zero."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     """Peak of Adam's learning rate."""
     b1: float = 0.9
     """Adam's decay of the mean gradient."""
