@@ -134,7 +134,13 @@ def cli(config_class: Any, description: str | None) -> Any:
     """The config from the command line; ``--smoke`` starts from the class's SMOKE values."""
     smoke = "--smoke" in sys.argv[1:]
     default = config_class(**config_class.SMOKE, smoke=True) if smoke else config_class()
-    return tyro.cli(config_class, default=default, description=header(description), prog=program())
+    return parse(default, description)
+
+
+def parse(default: Any, description: str | None) -> Any:
+    """A config like ``default`` from the command line, whose flags change it."""
+    about = header(description)
+    return tyro.cli(type(default), default=default, description=about, prog=program())
 
 
 def header(doc: str | None) -> str:
@@ -187,7 +193,8 @@ def recorded(settings: dict[str, Any]) -> dict[str, Any]:
 class Run:
     """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
 
-    ``config`` is a dataclass with ``folder()`` and ``SELECTION``, like :class:`FlowConfig`.
+    ``config`` is a dataclass with ``folder()`` and ``SELECTION``, like :class:`FlowConfig`, and
+    with ``DRIVER``, the driver's name, unless it is of the driver's module.
 
     Raises:
       ValueError: the folder cannot be written, or belongs to a run with another config.
@@ -197,6 +204,7 @@ class Run:
         self.config = dataclasses.asdict(config)
         driver = type(config).__module__.rpartition(".")[2]
         driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
+        driver = getattr(config, "DRIVER", driver)
         free = {"out", *config.SELECTION}
         settings = {name: value for name, value in self.config.items() if name not in free}
         self.settings = {"driver": driver, **settings}
@@ -359,15 +367,24 @@ def network(config: FlowConfig):
     return models.VelocityMLP(config.hidden_dims), optax.adam(rate)
 
 
+def read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's config.json.
+
+    Raises:
+      ValueError: no run in the folder.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
+    return json.loads((folder / "config.json").read_text())
+
+
 def load_field(folder: pathlib.Path) -> tuple[FlowConfig, Field]:
     """The config and the newest field of a run.
 
     Raises:
       ValueError: no run, or no checkpoint of one, in the folder.
     """
-    if not (folder / "config.json").exists():
-        raise ValueError(f"run is {folder}: there is no config.json; give a driver's output folder")
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_settings(folder)
     driver = importlib.import_module(f"experiments.{settings['driver']}")
     if not issubclass(driver.Config, FlowConfig):
         raise ValueError(
@@ -427,6 +444,7 @@ def fit(
     checkpoint_every: int,
     refresh_every: int = 0,
     description: str = "training",
+    watch: Callable[[int, Any], None] | None = None,
 ) -> train.TrainState:
     """Trains to ``num_steps``, resuming from the newest checkpoint and writing new ones.
 
@@ -441,6 +459,7 @@ def fit(
       checkpoint_every: optimiser steps between checkpoints.
       refresh_every: optimiser steps of a part; 0 for one part, the whole training.
       description: what the bar is named.
+      watch: sees the number of steps done and each call's info once it is logged, and may raise.
 
     Raises:
       ValueError: step counts that are not multiples of one another.
@@ -472,6 +491,8 @@ def fit(
             state, info = advance(state, shards)
             done += steps_per_call
             run.log(done, **info._asdict())
+            if watch is not None:
+                watch(done, info)
             bar.update(steps_per_call)
             bar.set_postfix(loss=f"{float(info.loss):.4g}")
             if done % checkpoint_every == 0 or done == num_steps:

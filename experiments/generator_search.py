@@ -2,7 +2,8 @@
 
 Trains the generators of a plan (a JSON list of :class:`Setting` fields) one after the other, each
 for the same kind of budget, seconds of training; what is annealed follows the share of it that has
-passed. Scores come from the judge of every image table.
+passed. Scores come from the judge of every image table. One setting is trained for a number of
+steps, resumed and drawn from by experiments.generator, which has no queue and no additive network.
 """
 
 import concurrent.futures
@@ -11,7 +12,6 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import time
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import optax
 import tyro
 from PIL import Image
 
-from experiments import judge
+from experiments import common, judge
 from sinkflow import epsilon, generators, images, sinkhorn_velocity, unet
 
 DRAWN = 500  # images of one call of a generator when it is judged
@@ -371,7 +371,7 @@ def main(config: Config) -> None:
         "dataset": config.dataset,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "commit": config.commit or _commit(),
+        "commit": config.commit or common.commit(),
         "mean_cost": unit,
     }
     print(head, flush=True)
@@ -427,11 +427,6 @@ def main(config: Config) -> None:
         print(f"{row['name']:14} {row['train_s']:5.0f} s {row['steps']:6d} steps", values)
     sys.stdout.flush()
     os._exit(0)  # programs of settings that were left out may still compile
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

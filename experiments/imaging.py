@@ -226,7 +226,7 @@ def judged(run, config, scheme: Scheme, score: Scorer) -> tuple[dict, np.ndarray
     folder = run.out / "scores"
     folder.mkdir(exist_ok=True)
     file = folder / f"{slug(scheme.label)}-{scheme.nfe}.json"
-    drawn_with = {name: getattr(config, name) for name in DRAWN_WITH}
+    drawn_with = {name: getattr(config, name) for name in DRAWN_WITH if hasattr(config, name)}
     drawn_with = {**drawn_with, "commit": run.commit}
     saved = json.loads(file.read_text()) if file.is_file() else {}
     same = saved.get("drawn_with") == drawn_with and not run.commit.endswith(("-dirty", "unknown"))

@@ -7,13 +7,12 @@ Source:   arXiv:2401.14069, the 2-D experiments; geodesic time is ours.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 import jax
 import numpy as np
 
-from experiments import common
+from experiments import common, vectors
 from sinkflow import data, metrics, ode, plotting
 
 
@@ -58,7 +57,7 @@ def main(config: Config) -> dict:
     x0 = data.STRATIFIED[task.source](key_x0, config.num_samples)
     samples = common.draw_samples(run, field, x0, config.nfe)
     with run.timed("evaluate"):
-        real, w2, floors = distances(config, task, samples, key_x1)
+        real, w2, floors = vectors.distances(config, task, samples, key_x1)
     with run.timed("pictures"):
         draw_pictures(run, field, x0, real, samples, w2)
     floor, stratified_floor = float(np.mean(floors[:-1])), floors[-1]
@@ -75,19 +74,6 @@ def main(config: Config) -> dict:
     print(f"W2  {cells}  (floor {floor:.3f}, stratified {stratified_floor:.3f})")
     print(f"seconds {result['times']}; pictures and result.json in {run.out}")
     return result
-
-
-def distances(config, task, samples, key):
-    """Target samples, W2 to them at every NFE, and floors: fresh draws, last a stratified one."""
-    key_real, key_stratified, *keys = jax.random.split(key, 2 + config.num_floors)
-    draw, draw_stratified = data.SAMPLERS[task.target], data.STRATIFIED[task.target]
-    n = config.num_samples
-    real = np.asarray(draw_stratified(key_real, n))
-    fresh = [*(draw(key, n) for key in keys), draw_stratified(key_stratified, n)]
-    pairs = [(points, real) for points in [*samples.values(), *fresh]]
-    bar = functools.partial(common.progress("exact W2"), total=len(pairs))
-    values = metrics.wasserstein2_many(pairs, progress=bar)
-    return real, dict(zip(samples, values, strict=False)), values[len(samples) :]
 
 
 def draw_pictures(run, field, x0, real, samples, w2):

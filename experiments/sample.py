@@ -3,7 +3,8 @@
 Command:  python -m experiments.sample --run runs/plane-8gaussians-moons-geodesic --nfe 5
 Runtime:  seconds; training is not repeated.
 Expected: FILE.npy with an array [num_samples, d] of float32, in the units of the run's data.
-Source:   arXiv:2401.14069, algorithm 2.
+Source:   arXiv:2401.14069, algorithm 2. Of a run of experiments.generator samples take one
+          evaluation, and --labels asks for digits: --run runs/generator-digits-... --labels 3 7
 """
 
 import dataclasses
@@ -12,11 +13,15 @@ import pathlib
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import common
-from sinkflow import checkpoint, ode, sampling
+from experiments import common, generating
+from sinkflow import checkpoint, images, ode, sampling
+
+BATCH = 1_000  # samples of one call of a one-step generator
+COUNT = np.arange(BATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +33,12 @@ class Config:
     num_samples: int = 10_000
     """How many samples to draw."""
     nfe: int = 10
-    """Network evaluations for each sample; a multiple of the method's 1, 2 or 4 a step."""
+    """Network evaluations for each sample; a multiple of the method's 1, 2 or 4 a step. A one-step
+    generator always takes one."""
     method: Literal["euler", "midpoint", "heun", "rk4", "ab2"] = "euler"
     """Fixed-step integrator."""
+    labels: tuple[int, ...] = ()
+    """Classes to draw, in turn, of a generator that was trained with --labels; by default all."""
     seed: int = 0
     """Of the source samples."""
     out: str = ""
@@ -41,16 +49,46 @@ def main(config: Config) -> np.ndarray:
     """Restores the field, carries source samples along it, writes them whole or not at all."""
     if config.num_samples < 1:
         raise ValueError(f"num_samples is {config.num_samples}; it must be at least 1")
-    ode.num_steps(config.nfe, config.method)
-    settings, field = common.load_field(pathlib.Path(config.run))
-    x0 = settings.source(jax.random.key(config.seed), config.num_samples)
-    carry = functools.partial(sampling.nsgf, nfe=config.nfe, method=config.method)
-    samples = np.asarray(carry(field.apply_fn, field.params, x0, horizon=field.horizon))
+    folder = pathlib.Path(config.run)
+    draw = one_step if common.read_settings(folder)["driver"] == "generator" else along_field
+    samples = draw(config, folder)
     path = pathlib.Path(config.out or f"{config.run}/samples.npy")
     with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, samples)
     print(f"{samples.shape[0]} samples of dimension {samples.shape[1]} in {path}")
     return samples
+
+
+def along_field(config: Config, folder: pathlib.Path) -> np.ndarray:
+    """Source samples carried along a run's field."""
+    ode.num_steps(config.nfe, config.method)
+    if config.labels:
+        raise ValueError(f"labels is {config.labels}; this run's field has none, leave them away")
+    settings, field = common.load_field(folder)
+    x0 = settings.source(jax.random.key(config.seed), config.num_samples)
+    carry = functools.partial(sampling.nsgf, nfe=config.nfe, method=config.method)
+    return np.asarray(carry(field.apply_fn, field.params, x0, horizon=field.horizon))
+
+
+def one_step(config: Config, folder: pathlib.Path) -> np.ndarray:
+    """One evaluation of a run's generator for each sample."""
+    made = generating.restored(folder)
+    if config.labels and not made.config.labels:
+        raise ValueError(
+            f"labels is {config.labels}; this generator was trained without, start a run with "
+            "--labels or leave them away"
+        )
+    most = images.NUM_CLASSES - 1
+    if any(not 0 <= label <= most for label in config.labels):
+        raise ValueError(f"labels is {config.labels}; classes are 0 to {most}")
+    asked = jnp.asarray(config.labels or range(images.NUM_CLASSES))
+    starts = range(0, config.num_samples, BATCH)
+    keys = jax.random.split(jax.random.key(config.seed), len(starts))
+    batches = [
+        made.draw(generating.latent(made.config, key, BATCH), asked[(at + COUNT) % len(asked)])
+        for at, key in zip(starts, keys, strict=True)
+    ]
+    return np.concatenate([np.asarray(batch) for batch in batches])[: config.num_samples]
 
 
 if __name__ == "__main__":

@@ -12,27 +12,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, scaling
-from sinkflow.divergence import sinkhorn_divergence, sinkhorn_velocity
-from sinkflow.sinkhorn import sinkhorn
+from sinkflow import costs, loops, scaling
+from sinkflow.divergence import barycentric_map, sinkhorn_velocity
+from sinkflow.offdiagonal import sinkhorn_offdiagonal
+from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
 from sinkflow.types import Array, Float, Int, PRNGKey, Scalar, ScalarLike
 
 DOMAINS = ("log", "scaling")
-SELF_CLOUDS = ("second", "same")
+SELF_CLOUDS = ("second", "same", "diagonal")
 TINY = 1e-12  # added to a mean square that is divided by
 
 
 class Certificate(NamedTuple):
     """Whether to believe the solves behind a loss.
 
-    ``unconverged`` counts solves that missed their threshold (or underflowed),
+    Of ``num_solves`` solves ``unconverged`` missed their threshold (or underflowed).
     ``marginal_error`` is the largest L1 error [mass, total 1], ``num_iterations`` the sum over
-    solves where it is known, else -1.
+    solves.
     """
 
     unconverged: Int[Array, ""]
     marginal_error: Scalar
     num_iterations: Int[Array, ""]
+    num_solves: Int[Array, ""]
 
 
 def normal(key: PRNGKey, z: Float[Array, "n *latent"]) -> Float[Array, "n *latent"]:
@@ -77,7 +79,8 @@ def transport_loss(
       arithmetic has failed: underflow, or a loss that is not finite.
 
     Raises:
-      ValueError: unknown domain; as :func:`sinkflow.sinkhorn`.
+      ValueError: unknown domain; no whole number of iterations, at least 1; as
+        :func:`sinkflow.scaling.matrix_scaling`.
 
     Source:
       Genevay, Peyre, Cuturi 2018, arXiv:1706.00292, sec. 3.2; Peyre and Cuturi 2019,
@@ -86,18 +89,39 @@ def transport_loss(
     if domain not in DOMAINS:
         raise ValueError(f"unknown domain {domain!r}; choose one of {', '.join(DOMAINS)}")
     x = samples(apply_fn, params, z)
-    count = jnp.asarray(num_iterations)
-    if domain == "scaling":
-        cost = costs.squared_euclidean(x, y)
-        out = scaling.matrix_scaling(cost, epsilon, num_iterations=num_iterations)
-        bad = out.underflow.astype(int)
-        return out.transport_cost, Certificate(bad, out.marginal_error, count)
-    solved = sinkhorn(x, y, epsilon, max_iterations=num_iterations, gradient="unrolled")
+    if num_iterations < 1 or num_iterations != int(num_iterations):
+        raise ValueError(f"num_iterations is {num_iterations}; it is a whole number, at least 1")
     cost = costs.squared_euclidean(x, y)
-    density = jnp.exp((solved.f[:, None] + solved.g[None, :] - cost) / epsilon)
-    value = jnp.mean(density * cost)
-    bad = (~jnp.isfinite(value)).astype(int)
-    return value, Certificate(bad, solved.marginal_error, count)
+    if domain == "scaling":
+        out = scaling.matrix_scaling(cost, epsilon, num_iterations=num_iterations)
+        value, error, bad = out.transport_cost, out.marginal_error, out.underflow
+    else:
+        value, error = _log_scalings(cost, epsilon, num_iterations)
+        bad = ~jnp.isfinite(value)
+    count = jnp.asarray(num_iterations)
+    return value, Certificate(bad.astype(int), error, count, jnp.asarray(1))
+
+
+def _log_scalings(cost, epsilon, num_iterations) -> tuple[Scalar, Scalar]:
+    """Transport cost and marginal error after so many scalings of uniform marginals.
+
+    On the costs as they are: the solver's own, of clouds at their means, start elsewhere, and
+    differ as long as they have not converged.
+    """
+    log_n, log_m = (jnp.log(jnp.asarray(count, cost.dtype)) for count in cost.shape)
+
+    def scale(potentials, _):
+        _, g = potentials
+        f = epsilon * (log_m - jax.nn.logsumexp((g[None, :] - cost) / epsilon, axis=1))
+        g = epsilon * (log_n - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
+        return (f, g), None
+
+    zeros = loops.varying_with((jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0])), cost)
+    (f, g), _ = jax.lax.scan(scale, zeros, length=num_iterations)
+    density = jnp.exp((f[:, None] + g[None, :] - cost) / epsilon)
+    excess = (jnp.mean(density, axis=axis) - 1 for axis in (0, 1))
+    error = jnp.max(jnp.stack([jnp.mean(jnp.abs(each)) for each in excess]))
+    return jnp.mean(density * cost), jax.lax.stop_gradient(error)
 
 
 def entropic_loss(
@@ -120,8 +144,7 @@ def entropic_loss(
     out = sinkhorn(
         x, y, epsilon, gradient=gradient, threshold=threshold, max_iterations=max_iterations
     )
-    bad = (~out.converged).astype(int)
-    return out.value, Certificate(bad, out.marginal_error, out.num_iterations)
+    return out.value, _certificate([out])
 
 
 def divergence_loss(
@@ -147,17 +170,20 @@ def divergence_loss(
       y: real samples [length].
       key: of the second cloud.
       epsilon: entropic regularisation [length^2].
-      self_cloud: what the self term compares G(z) with: "second", G(z') of independent z', of
-        which each carries half of its gradient; or "same", G(z) itself, which in high
-        dimension contracts the samples.
-      gradient: "envelope", "implicit" or "unrolled", see :func:`sinkflow.sinkhorn`.
+      self_cloud: what the self term compares G(z) with. "second": G(z') of independent z', of
+        which each carries half of its gradient. "same": G(z) itself, which in high dimension
+        contracts the samples, for a sample is matched with itself. "diagonal": G(z) itself, a
+        sample not being matched with itself, see
+        :func:`sinkflow.offdiagonal.sinkhorn_offdiagonal`; so are the real samples then in
+        theirs.
+      gradient: "envelope", "implicit" or "unrolled", see :func:`sinkflow.sinkhorn`; "diagonal"
+        has no implicit one.
       threshold: L1 marginal error [mass, total 1] at which each solve stops.
       max_iterations: cap on the iterations of each solve.
       latent: ``(key, z) -> z'`` draws latent points like z; default standard normal.
 
     Returns:
-      The loss [length^2] and its certificate: 1 unconverged if one of its solves is; their
-      errors are not known (NaN).
+      The loss [length^2] and the certificate of its three solves.
 
     Raises:
       ValueError: unknown self cloud; no key for a second one; as :func:`sinkflow.sinkhorn`.
@@ -168,17 +194,14 @@ def divergence_loss(
     """
     x = samples(apply_fn, params, z)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
-    value, converged = sinkhorn_divergence(
-        x,
-        y,
-        epsilon,
-        self_cloud=other,
-        gradient=gradient,
-        threshold=threshold,
-        max_iterations=max_iterations,
-    )
-    unknown = jnp.asarray(jnp.nan, x.dtype)
-    return value, Certificate((~converged).astype(int), unknown, jnp.asarray(-1))
+    limits: Any = {"threshold": threshold, "max_iterations": max_iterations, "gradient": gradient}
+    itself = sinkhorn_offdiagonal if self_cloud == "diagonal" else sinkhorn_self
+    xy, yy = sinkhorn(x, y, epsilon, **limits), itself(y, epsilon, **limits)
+    if other is None:
+        xx: Any = itself(x, epsilon, **limits)
+    else:
+        xx = sinkhorn(x, other, epsilon, **limits)
+    return xy.value - 0.5 * (xx.value + yy.value), _certificate([xy, xx, yy])
 
 
 def regression_loss(
@@ -211,7 +234,7 @@ def regression_loss(
         where the generator's law is that of the data.
       key: of the second cloud.
       epsilons: entropic regularisations [length^2], whose velocities are added.
-      self_cloud: "second" or "same", as in :func:`divergence_loss`.
+      self_cloud: "second", "same" or "diagonal", as in :func:`divergence_loss`.
       normalize: divide each epsilon's velocity by its root mean square over samples and
         coordinates.
       threshold: L1 marginal error [mass, total 1] at which each solve stops.
@@ -234,21 +257,34 @@ def regression_loss(
     fixed = jax.lax.stop_gradient(x)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     other = jax.lax.stop_gradient(other)
-    total, infos = jnp.zeros_like(fixed), []
+    limits: Any = {"threshold": threshold, "max_iterations": max_iterations}
+    total, solves = jnp.zeros_like(fixed), []
     for epsilon in epsilons:
-        v, info = sinkhorn_velocity(
-            fixed, y, epsilon, self_cloud=other, threshold=threshold, max_iterations=max_iterations
-        )
+        if self_cloud == "diagonal":
+            v, made = _offdiagonal_velocity(fixed, y, epsilon, limits)
+        else:
+            v, info = sinkhorn_velocity(fixed, y, epsilon, self_cloud=other, **limits)
+            made = [info.xy, info.xx]
         total = total + (_normalized(v) if normalize else v)
-        infos.append(info)
-    errors = jnp.stack([info.marginal_error for info in infos])
-    solves = [solve for info in infos for solve in (info.xy, info.xx)]
-    certificate = Certificate(
-        jnp.sum(jnp.stack([~solve.converged for solve in solves])),
-        jnp.max(errors),
-        jnp.sum(jnp.stack([solve.num_iterations for solve in solves])),
-    )
-    return towards(x, total), jax.lax.stop_gradient(certificate)
+        solves += made
+    return towards(x, total), _certificate(solves)
+
+
+def _offdiagonal_velocity(x, y, epsilon, limits):
+    """T_xy - T_xx without the diagonal of the second plan, and the two solves."""
+    xy = sinkhorn(x, y, epsilon, **limits)
+    images, _ = barycentric_map(x, y, xy.g, epsilon)
+    xx = sinkhorn_offdiagonal(x, epsilon, **limits)
+    return images - xx.images, [xy, xx]
+
+
+def _certificate(solves) -> Certificate:
+    """What the outputs of several solves say together."""
+    bad = jnp.sum(jnp.stack([~solve.converged for solve in solves]).astype(int))
+    error = jnp.max(jnp.stack([solve.marginal_error for solve in solves]))
+    iterations = jnp.sum(jnp.stack([solve.num_iterations for solve in solves]))
+    count = jnp.asarray(len(solves))
+    return jax.lax.stop_gradient(Certificate(bad, error, iterations, count))
 
 
 def samples(apply_fn: Callable, params: Any, z: Float[Array, "n *latent"]) -> Float[Array, "n d"]:
@@ -258,14 +294,14 @@ def samples(apply_fn: Callable, params: Any, z: Float[Array, "n *latent"]) -> Fl
 
 
 def second_cloud(apply_fn, params, z, key, self_cloud, latent):
-    """The self term's second cloud; None for the same one."""
+    """The self term's second cloud; None for the same one, with or without its diagonal."""
     if self_cloud not in SELF_CLOUDS:
         choices = ", ".join(SELF_CLOUDS)
         raise ValueError(f"unknown self_cloud {self_cloud!r}; choose one of {choices}")
-    if self_cloud == "same":
+    if self_cloud != "second":
         return None
     if key is None:
-        raise ValueError("a second cloud needs a key; give one, or self_cloud='same'")
+        raise ValueError("a second cloud needs a key; give one, or self_cloud='diagonal'")
     return samples(apply_fn, params, latent(key, z))
 
 

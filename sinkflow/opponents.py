@@ -27,9 +27,8 @@ def energy_loss(
 
     .. math:: E|x - y| - \tfrac12 E|x - x'| - \tfrac12 E|y - y'|
 
-    Arguments and errors are those of
-    :func:`sinkflow.generator.divergence_loss`; the pairs of y with itself are
-    all of them.
+    Arguments and errors are those of :func:`sinkflow.generator.divergence_loss`. The means are
+    over all pairs; with the "diagonal" cloud over all pairs of different points, of y too.
 
     Returns:
       The distance [length] and whether it is finite.
@@ -43,6 +42,8 @@ def energy_loss(
     other = x if other is None else other
     pairs = ((x, y), (x, other), (y, y))
     across, within, real = (jnp.mean(_distances(*pair)) for pair in pairs)
+    if self_cloud == "diagonal":  # its distances are 0: what remains is the sum of the others
+        within, real = (mean * (n / (n - 1)) for mean, n in ((within, len(x)), (real, len(y))))
     value = across - 0.5 * (within + real)
     return value, jnp.isfinite(value)
 
@@ -65,23 +66,36 @@ def drift_loss(
     times the own ones' total, and the other way round.
 
     Args:
-      temperature: of the softmaxes [length]. The others are those of
-    :func:`sinkflow.generator.divergence_loss`;
-        with the "same" cloud a sample does not repel itself.
+      apply_fn: generator.
+      params: its parameters.
+      z: latent points.
+      y: real samples [length].
+      key: of the second cloud.
+      temperature: of the softmaxes [length].
+      self_cloud: as in :func:`sinkflow.generator.divergence_loss`; with "diagonal" a sample
+        does not repel itself.
+      latent: ``(key, z) -> z'`` draws latent points like z, of any count; default standard
+        normal, as many.
 
     Returns:
       The loss, half the mean squared drift [length^2], and whether it is finite.
 
+    Raises:
+      ValueError: as :func:`sinkflow.generator.divergence_loss`.
+
     Source:
-      After the two-sided softmax of Deng et al. 2026, arXiv:2602.04770; not yet compared with
-      the algorithm that is printed there.
+      Deng et al. 2026, arXiv:2602.04770, algorithm 2, in which the cloud is the "diagonal" one:
+      compared with descriptions and implementations of that algorithm by others, with which
+      it agrees; the paper's print itself was not at hand. Its normalisations of features and
+      of the drift are left out.
     """
     x = generator.samples(apply_fn, params, z)
     fixed = jax.lax.stop_gradient(x)
     other = generator.second_cloud(apply_fn, params, z, key, self_cloud, latent)
     repelled = _distances(fixed, fixed if other is None else other)
-    if other is None:
-        repelled, other = repelled + FAR * jnp.eye(x.shape[0], dtype=x.dtype), fixed
+    if self_cloud == "diagonal":
+        repelled = repelled + FAR * jnp.eye(x.shape[0], dtype=x.dtype)
+    other = fixed if other is None else other
     logits = -jnp.concatenate([_distances(fixed, y), repelled], axis=1) / temperature
     both = 0.5 * (jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits, axis=0))
     attract, repel = jnp.split(jnp.exp(both), [y.shape[0]], axis=1)

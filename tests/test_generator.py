@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow import costs, generator, generators, opponents, sinkhorn
+from sinkflow import costs, generator, generators, opponents, sinkhorn, sinkhorn_velocity
+from sinkflow.offdiagonal import sinkhorn_offdiagonal
 from sinkflow.scaling import matrix_scaling
 
 EPSILON = 0.3
@@ -38,13 +39,11 @@ def relative(one, other):
     return float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other))
 
 
-def test_regression_with_the_same_cloud_has_the_gradient_of_the_divergence(problem):
-    regression = gradient(
-        generator.regression_loss, *problem, epsilons=[EPSILON], self_cloud="same", **TIGHT
-    )
-    envelope = gradient(
-        generator.divergence_loss, *problem, epsilon=EPSILON, self_cloud="same", **TIGHT
-    )
+@pytest.mark.parametrize("self_cloud", ["same", "diagonal"])
+def test_regression_with_its_own_cloud_has_the_gradient_of_the_divergence(problem, self_cloud):
+    settings = {"self_cloud": self_cloud, **TIGHT}
+    regression = gradient(generator.regression_loss, *problem, epsilons=[EPSILON], **settings)
+    envelope = gradient(generator.divergence_loss, *problem, epsilon=EPSILON, **settings)
     assert relative(regression, envelope) < 1e-3
 
 
@@ -71,12 +70,12 @@ def test_gradients_agree_at_convergence(problem, self_cloud):
     settings = {"epsilon": 1.0, "self_cloud": self_cloud, "threshold": 1e-9, "max_iterations": 400}
     with jax.enable_x64(True):
         params, z, y = double(problem[:3])
-        envelope, implicit, unrolled = (
+        names = ["envelope", "unrolled"] + ["implicit"] * (self_cloud != "diagonal")
+        envelope, *others = (
             gradient(generator.divergence_loss, params, z, y, problem[3], gradient=name, **settings)
-            for name in ("envelope", "implicit", "unrolled")
+            for name in names
         )
-    assert relative(implicit, envelope) < 1e-3
-    assert relative(unrolled, envelope) < 1e-3
+    assert all(relative(other, envelope) < 1e-3 for other in others)
 
 
 def test_the_entropic_loss_is_the_entropic_cost(problem):
@@ -150,6 +149,76 @@ def test_epsilons_are_added_and_normalized(problem):
     assert int(certificate.unconverged) == 0 and int(certificate.num_iterations) > 0
 
 
+def test_a_plan_without_its_diagonal_is_that_of_matrix_scaling():
+    x = jax.random.normal(jax.random.key(3), (12, 3))
+    out = sinkhorn_offdiagonal(x, 0.4, **TIGHT)
+    cost = np.asarray(costs.squared_euclidean(x, x), np.float64)
+    kernel = np.exp(-cost / 0.4) * (1 - np.eye(12))
+    u = v = np.ones(12)
+    for _ in range(2000):
+        u = 1 / (12 * kernel @ v)
+        v = 1 / (12 * kernel.T @ u)
+    plan = u[:, None] * kernel * v[None, :]
+    f = np.asarray(out.f, np.float64)
+    found = np.exp((f[:, None] + f[None, :] - cost) / 0.4) * (1 - np.eye(12)) / 144
+    np.testing.assert_allclose(found, plan, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=0), 1 / 12, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 1 / 12, atol=1e-5)
+    np.testing.assert_allclose(out.images, 12 * plan @ np.asarray(x), atol=1e-4)
+    entropic = np.sum(plan * cost) + 0.4 * np.sum(plan[plan > 0] * np.log(144 * plan[plan > 0]))
+    assert float(out.value) == pytest.approx(entropic, rel=1e-4)
+    neighbours = np.mean(1 / np.sum((12 * plan) ** 2, axis=1))
+    assert float(out.neighbours) == pytest.approx(neighbours, rel=1e-4)
+    error = np.abs(found.sum(axis=1) - 1 / 12).sum()
+    assert float(out.marginal_error) == pytest.approx(error, abs=2e-6)
+    assert bool(out.converged) and out.marginal_error <= TIGHT["threshold"]
+
+
+@pytest.mark.parametrize("bad", ["iterations", "nan", "far"])
+def test_a_plan_without_its_diagonal_is_not_certified_for_nothing(bad):
+    x = jax.random.normal(jax.random.key(3), (12, 3))
+    x = x.at[0, 0].set(jnp.nan) if bad == "nan" else x * (1e6 if bad == "far" else 1)
+    limits = {"threshold": 1e-4, "max_iterations": 2 if bad == "iterations" else 500}
+    out = sinkhorn_offdiagonal(x, 1e-3, **limits)
+    assert not bool(out.converged)
+    if bad == "iterations":
+        assert float(out.marginal_error) > 1e-4
+
+
+def test_without_the_diagonal_samples_contract_less_in_many_dimensions():
+    """At equality of laws a velocity should not shrink the samples; METHOD 4.6's case."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y, second = (jax.random.normal(key, (256, 64)) for key in keys)
+    settings = {"epsilon": 0.05 * 64, "threshold": 1e-3, "max_iterations": 1_000}
+
+    def contraction(v):
+        return float(jnp.sum(v * x) / jnp.sum(x**2))
+
+    same = contraction(sinkhorn_velocity(x, y, **settings)[0])
+    independent = contraction(sinkhorn_velocity(x, y, self_cloud=second, **settings)[0])
+    moved, solves = generator._offdiagonal_velocity(x, y, settings.pop("epsilon"), settings)
+    assert all(bool(solve.converged) for solve in solves)
+    assert same < -0.5
+    assert abs(contraction(moved)) < 0.05 and abs(independent) < 0.05
+
+
+def test_the_drift_is_that_of_the_published_algorithm(problem):
+    """Written out sample by sample; a sample is no negative of itself."""
+    params, z, y, _ = problem
+    x, y = (np.asarray(cloud, np.float64) for cloud in (affine(params, z), y))
+    n, real = len(x), len(y)
+    every = np.concatenate([y, x])
+    kernel = np.exp(-np.linalg.norm(x[:, None] - every[None], axis=2) / 0.7)
+    kernel[np.arange(n), real + np.arange(n)] = 0
+    both = kernel / np.sqrt(kernel.sum(1, keepdims=True) * kernel.sum(0, keepdims=True))
+    pull, push = both[:, :real], both[:, real:]
+    drift = (pull * push.sum(1, keepdims=True)) @ y - (push * pull.sum(1, keepdims=True)) @ x
+    value, _ = opponents.drift_loss(
+        affine, params, z, problem[2], temperature=0.7, self_cloud="diagonal"
+    )
+    assert float(value) == pytest.approx(0.5 * np.mean(np.sum(drift**2, axis=1)), rel=1e-4)
+
+
 def test_a_solve_that_runs_out_of_iterations_is_counted(problem):
     settings = {"threshold": 1e-6, "max_iterations": 5}
     _, certificate = generator.regression_loss(affine, *problem, epsilons=[1e-2], **settings)
@@ -172,12 +241,20 @@ def test_opponents_without_a_solver_move_samples_to_the_data(problem, loss, sett
 
 
 def test_wrong_settings_are_named(problem):
-    with pytest.raises(ValueError, match="unknown self_cloud 'third'; choose one of second, same"):
+    with pytest.raises(
+        ValueError, match="unknown self_cloud 'third'; choose one of second, same, diagonal"
+    ):
         generator.divergence_loss(affine, *problem, epsilon=1.0, self_cloud="third")
     with pytest.raises(ValueError, match="needs a key"):
         generator.divergence_loss(affine, *problem[:3], epsilon=1.0)
     with pytest.raises(ValueError, match="unknown domain 'sqrt'; choose one of log, scaling"):
         generator.transport_loss(affine, *problem, epsilon=1.0, num_iterations=1, domain="sqrt")
+    with pytest.raises(ValueError, match="x has 1 point, which has no other one"):
+        sinkhorn_offdiagonal(jnp.zeros((1, 2)), 1.0)
+    with pytest.raises(ValueError, match="'implicit' of a plan without its diagonal"):
+        sinkhorn_offdiagonal(jnp.zeros((3, 2)), 1.0, gradient="implicit")
+    with pytest.raises(ValueError, match="to unroll it must be a Python int"):
+        sinkhorn_offdiagonal(jnp.zeros((3, 2)), 1.0, gradient="unrolled", max_iterations=1.5)
     with pytest.raises(ValueError, match="epsilons is empty"):
         generator.regression_loss(affine, *problem, epsilons=[])
 

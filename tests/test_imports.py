@@ -29,7 +29,7 @@ LEVELS = [
     {"kernel", "assignment", "metrics", "scaling", "train", "unet", "classifier"},
     {"certificate", "gradients", "generators"},
     {"sinkhorn"},
-    {"divergence", "epsilon", "general"},
+    {"divergence", "epsilon", "general", "offdiagonal"},
     {"flow", "generator"},
     {"pool", "sampling", "opponents"},
     {"plotting"},
@@ -37,7 +37,8 @@ LEVELS = [
 # Of the drivers; all others are programs.
 SHARED = {
     *("common", "tables", "methods", "peers", "processes", "bench_worker", "bench_unet_worker"),
-    *("image_config", "imaging", "judge", "stages"),
+    *("image_config", "imaging", "judge", "stages", "vectors"),
+    *("generating", "generator_config", "generator_reports"),
 }
 OPTIMAL_TRANSPORT = {
     "inputs",
@@ -51,6 +52,7 @@ OPTIMAL_TRANSPORT = {
     "sinkhorn",
     "epsilon",
     "divergence",
+    "offdiagonal",
     "flow",
     "generator",
     "opponents",

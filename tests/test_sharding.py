@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import sinkflow
+from sinkflow.offdiagonal import sinkhorn_offdiagonal
 
 STEPS = (0.5, 1.0)
 N, M, EPSILON = 8, 6, 0.3
@@ -33,6 +34,10 @@ CALLS = {
     ),
     "flow": lambda x, y: sinkflow.flow.run(x, y, EPSILON, jnp.array(STEPS))[0].x,
     "epsilon": lambda x, y: sinkflow.epsilon_for_neighbours(x, y, 3.0)[0],
+    "off the diagonal": lambda x, y: sinkhorn_offdiagonal(x, EPSILON),
+    "off the diagonal, unrolled": lambda x, y: sinkhorn_offdiagonal(
+        x, EPSILON, gradient="unrolled", max_iterations=5
+    ),
     "scaling": lambda x, y: sinkflow.scaling.matrix_scaling(
         sinkflow.costs.squared_euclidean(x, y), EPSILON, num_iterations=3
     ),
