@@ -19,6 +19,7 @@ from experiments import common
 from experiments.generator_config import SOLVED, GeneratorConfig, preset
 from experiments.stages import Network
 from sinkflow import (
+    Limits,
     checkpoint,
     costs,
     data,
@@ -202,7 +203,7 @@ def _for_neighbours(x, y, wanted: float) -> float:
     """Mean over classes of the epsilon that gives the wanted number of neighbours."""
     found = []
     for clouds in zip(x, y, strict=True):
-        value, out = epsilon.epsilon_for_neighbours(*clouds, wanted, threshold=1e-3)
+        value, out = epsilon.epsilon_for_neighbours(*clouds, wanted, limits=Limits(1e-3))
         if not out.converged or abs(float(out.neighbours) / wanted - 1) > 0.05:
             raise RuntimeError(
                 f"no epsilon gives clouds of {len(clouds[1])} samples {wanted} neighbours: the "
@@ -217,22 +218,25 @@ def _for_neighbours(x, y, wanted: float) -> float:
 
 def objective(config: Any) -> Callable:
     """``(x, other, y, key, epsilons, temperature) -> (loss, certificate)`` of clouds [n, d]."""
-    limits = {"threshold": config.threshold, "max_iterations": config.max_iterations}
-    solved = {**limits, "gradient": config.gradient}
+    limits = Limits(config.threshold, config.max_iterations)
+    solved = {"limits": limits, "gradient": config.gradient}
     if config.gradient == "unrolled":
-        solved["max_iterations"] = config.num_iterations
+        solved["limits"] = limits._replace(max_iterations=config.num_iterations)
     own = {"self_cloud": config.self_cloud}
 
     def loss(x, other, y, key, epsilons, temperature):
         function: Any
         first, latent = {"epsilon": epsilons[0]}, {"latent": lambda key, z: other}
         count = {"num_iterations": config.num_iterations, "domain": config.domain}
-        several = {"epsilons": epsilons, "normalize": config.normalize}
+        several = {"epsilons": epsilons, "normalize": config.normalize, "limits": limits}
         function, options = {
             "transport": (generator.transport_loss, {**first, **count}),
             "entropic": (generator.entropic_loss, {**first, **solved}),
             "divergence": (generator.divergence_loss, {**first, **solved, **own, **latent}),
-            "regression": (generator.regression_loss, {**several, **limits, **own, **latent}),
+            "regression": (
+                generator.regression_loss,
+                {**several, **own, **latent},
+            ),
             "energy": (opponents.energy_loss, {**own, **latent}),
             "drift": (opponents.drift_loss, {"temperature": temperature, **own, **latent}),
         }[config.objective]

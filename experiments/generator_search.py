@@ -24,7 +24,7 @@ import tyro
 from PIL import Image
 
 from experiments import common, judge
-from sinkflow import epsilon, generators, images, sinkhorn_velocity, unet
+from sinkflow import Limits, epsilon, generators, images, sinkhorn_velocity, unet
 
 DRAWN = 500  # images of one call of a generator when it is judged
 WARM_UP = 100  # steps over which the learning rate rises
@@ -136,7 +136,7 @@ def velocity(setting: Setting, x, y, other, scales, threshold, iterations):
 
     def of_clouds(x, y, other, scale):
         v, info = sinkhorn_velocity(
-            x, y, scale, self_cloud=other, threshold=threshold, max_iterations=iterations
+            x, y, scale, self_cloud=other, limits=Limits(threshold, iterations)
         )
         solves = info.xy.num_iterations, info.xx.num_iterations
         return v, (info.neighbours, *solves, ~info.converged, info.marginal_error)

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 
 from sinkflow import costs, loops, scaling
 from sinkflow.divergence import barycentric_map, sinkhorn_velocity
+from sinkflow.limits import Limits
 from sinkflow.offdiagonal import sinkhorn_offdiagonal
 from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
 from sinkflow.types import Array, Float, Int, PRNGKey, Scalar, ScalarLike
 
 DOMAINS = ("log", "scaling")
 SELF_CLOUDS = ("second", "same", "diagonal")
+LIMITS = Limits(1e-2, 100)  # of the solves of a training step
 TINY = 1e-12  # added to a mean square that is divided by
 
 
@@ -133,17 +135,14 @@ def entropic_loss(
     *,
     epsilon: ScalarLike,
     gradient: str = "envelope",
-    threshold: ScalarLike = 1e-2,
-    max_iterations: ScalarLike = 100,
+    limits: Limits = LIMITS,
 ) -> tuple[Scalar, Certificate]:
     r"""Entropic cost :math:`W_\varepsilon(G(z), y)` [length^2], with its bias.
 
     Arguments, results and errors are those of :func:`divergence_loss`; ``key`` is not used.
     """
     x = samples(apply_fn, params, z)
-    out = sinkhorn(
-        x, y, epsilon, gradient=gradient, threshold=threshold, max_iterations=max_iterations
-    )
+    out = sinkhorn(x, y, epsilon, gradient=gradient, limits=limits)
     return out.value, _certificate([out])
 
 
@@ -157,8 +156,7 @@ def divergence_loss(
     epsilon: ScalarLike,
     self_cloud: str = "second",
     gradient: str = "envelope",
-    threshold: ScalarLike = 1e-2,
-    max_iterations: ScalarLike = 100,
+    limits: Limits = LIMITS,
     latent: Callable = normal,
 ) -> tuple[Scalar, Certificate]:
     r"""Debiased :math:`S_\varepsilon(G(z), y)`, differentiated through the solver as asked.
@@ -178,8 +176,7 @@ def divergence_loss(
         theirs.
       gradient: "envelope", "implicit" or "unrolled", see :func:`sinkflow.sinkhorn`; "diagonal"
         has no implicit one.
-      threshold: L1 marginal error [mass, total 1] at which each solve stops.
-      max_iterations: cap on the iterations of each solve.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       latent: ``(key, z) -> z'`` draws latent points like z; default standard normal.
 
     Returns:
@@ -194,13 +191,13 @@ def divergence_loss(
     """
     x = samples(apply_fn, params, z)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
-    limits: Any = {"threshold": threshold, "max_iterations": max_iterations, "gradient": gradient}
+    options: Any = {"limits": limits, "gradient": gradient}
     itself = sinkhorn_offdiagonal if self_cloud == "diagonal" else sinkhorn_self
-    xy, yy = sinkhorn(x, y, epsilon, **limits), itself(y, epsilon, **limits)
+    xy, yy = sinkhorn(x, y, epsilon, **options), itself(y, epsilon, **options)
     if other is None:
-        xx: Any = itself(x, epsilon, **limits)
+        xx: Any = itself(x, epsilon, **options)
     else:
-        xx = sinkhorn(x, other, epsilon, **limits)
+        xx = sinkhorn(x, other, epsilon, **options)
     return xy.value - 0.5 * (xx.value + yy.value), _certificate([xy, xx, yy])
 
 
@@ -214,8 +211,7 @@ def regression_loss(
     epsilons: Sequence[ScalarLike],
     self_cloud: str = "second",
     normalize: bool = False,
-    threshold: ScalarLike = 1e-2,
-    max_iterations: ScalarLike = 100,
+    limits: Limits = LIMITS,
     latent: Callable = normal,
 ) -> tuple[Scalar, Certificate]:
     r"""Regression on the Sinkhorn velocity: no derivative passes through a solve.
@@ -237,8 +233,7 @@ def regression_loss(
       self_cloud: "second", "same" or "diagonal", as in :func:`divergence_loss`.
       normalize: divide each epsilon's velocity by its root mean square over samples and
         coordinates.
-      threshold: L1 marginal error [mass, total 1] at which each solve stops.
-      max_iterations: cap on the iterations of each solve.
+      limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       latent: ``(key, z) -> z'`` draws latent points like z, of any count; default standard
         normal, as many.
 
@@ -257,13 +252,12 @@ def regression_loss(
     fixed = jax.lax.stop_gradient(x)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     other = jax.lax.stop_gradient(other)
-    limits: Any = {"threshold": threshold, "max_iterations": max_iterations}
     total, solves = jnp.zeros_like(fixed), []
     for epsilon in epsilons:
         if self_cloud == "diagonal":
             v, made = _offdiagonal_velocity(fixed, y, epsilon, limits)
         else:
-            v, info = sinkhorn_velocity(fixed, y, epsilon, self_cloud=other, **limits)
+            v, info = sinkhorn_velocity(fixed, y, epsilon, self_cloud=other, limits=limits)
             made = [info.xy, info.xx]
         total = total + (_normalized(v) if normalize else v)
         solves += made
@@ -272,9 +266,9 @@ def regression_loss(
 
 def _offdiagonal_velocity(x, y, epsilon, limits):
     """T_xy - T_xx without the diagonal of the second plan, and the two solves."""
-    xy = sinkhorn(x, y, epsilon, **limits)
+    xy = sinkhorn(x, y, epsilon, limits=limits)
     images, _ = barycentric_map(x, y, xy.g, epsilon)
-    xx = sinkhorn_offdiagonal(x, epsilon, **limits)
+    xx = sinkhorn_offdiagonal(x, epsilon, limits=limits)
     return images - xx.images, [xy, xx]
 
 

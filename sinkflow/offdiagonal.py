@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from sinkflow import costs, inputs, loops
 from sinkflow.certificate import SinkhornOutput, describe, doubted, marginal_error
-from sinkflow.sinkhorn import check_limits
+from sinkflow.limits import Limits, check_limits
+from sinkflow.sinkhorn import iterations_to_unroll
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
 GRADIENTS = ("envelope", "unrolled")
@@ -42,8 +43,7 @@ def sinkhorn_offdiagonal(
     x: Float[Array, "n d"],
     epsilon: ScalarLike,
     *,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: ScalarLike = 5_000,
+    limits: Limits = Limits(),
     gradient: str = "envelope",
 ) -> OffDiagonal:
     r"""Transport of a cloud to itself with the pairs (i, i) left out of the plan.
@@ -62,9 +62,8 @@ def sinkhorn_offdiagonal(
     Args:
       x: particles [length], at least two, of equal weights.
       epsilon: entropic regularisation [length^2].
-      threshold: L1 marginal error [mass, total 1] at which the solve stops.
-      max_iterations: cap on the updates at the wanted epsilon; those of the annealing, 2 for
-        each factor of 4, are always made.
+      limits: when the solve stops, see :class:`sinkflow.Limits`. Its cap counts the updates at
+        the wanted epsilon, and its storage is not looked at: costs are stored.
       gradient: derivative of ``value`` in x: "envelope" takes the potential as constant, which
         is exact at the solution; "unrolled" makes ``max_iterations`` (a Python int) updates
         from a constant start, no annealing, and differentiates them.
@@ -88,15 +87,9 @@ def sinkhorn_offdiagonal(
     if x.shape[0] < 2:
         raise ValueError("x has 1 point, which has no other one to be matched with; give more")
     epsilon = inputs.as_scalar("epsilon", epsilon, x.dtype)
-    count = 0
-    if gradient == "unrolled":
-        if not isinstance(max_iterations, int) or max_iterations < 1:
-            raise ValueError(
-                f"max_iterations is {max_iterations}; to unroll it must be a Python int, at least 1"
-            )
-        count = max_iterations
-    limits = check_limits(threshold, max_iterations, x.dtype)
-    return _solve(x, epsilon, *limits, count)
+    count = iterations_to_unroll(gradient, limits)
+    threshold, max_iterations, _ = check_limits(limits, x.dtype)
+    return _solve(x, epsilon, threshold, max_iterations, count)
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow import costs, generator, generators, opponents, sinkhorn, sinkhorn_velocity
+from sinkflow import Limits, costs, generator, generators, opponents, sinkhorn, sinkhorn_velocity
 from sinkflow.offdiagonal import sinkhorn_offdiagonal
 from sinkflow.scaling import matrix_scaling
 
 EPSILON = 0.3
-TIGHT = {"threshold": 1e-5, "max_iterations": 5_000}
+TIGHT = {"limits": Limits(1e-5, 5_000)}
 
 
 def affine(params, z):
@@ -67,7 +67,7 @@ def test_regression_with_a_second_cloud_has_the_gradient_of_the_divergence(probl
 
 @pytest.mark.parametrize("self_cloud", generator.SELF_CLOUDS)
 def test_gradients_agree_at_convergence(problem, self_cloud):
-    settings = {"epsilon": 1.0, "self_cloud": self_cloud, "threshold": 1e-9, "max_iterations": 400}
+    settings = {"epsilon": 1.0, "self_cloud": self_cloud, "limits": Limits(1e-9, 400)}
     with jax.enable_x64(True):
         params, z, y = double(problem[:3])
         names = ["envelope", "unrolled"] + ["implicit"] * (self_cloud != "diagonal")
@@ -171,14 +171,14 @@ def test_a_plan_without_its_diagonal_is_that_of_matrix_scaling():
     assert float(out.neighbours) == pytest.approx(neighbours, rel=1e-4)
     error = np.abs(found.sum(axis=1) - 1 / 12).sum()
     assert float(out.marginal_error) == pytest.approx(error, abs=2e-6)
-    assert bool(out.converged) and out.marginal_error <= TIGHT["threshold"]
+    assert bool(out.converged) and out.marginal_error <= TIGHT["limits"].threshold
 
 
 @pytest.mark.parametrize("bad", ["iterations", "nan", "far"])
 def test_a_plan_without_its_diagonal_is_not_certified_for_nothing(bad):
     x = jax.random.normal(jax.random.key(3), (12, 3))
     x = x.at[0, 0].set(jnp.nan) if bad == "nan" else x * (1e6 if bad == "far" else 1)
-    limits = {"threshold": 1e-4, "max_iterations": 2 if bad == "iterations" else 500}
+    limits = {"limits": Limits(1e-4, 2 if bad == "iterations" else 500)}
     out = sinkhorn_offdiagonal(x, 1e-3, **limits)
     assert not bool(out.converged)
     if bad == "iterations":
@@ -189,7 +189,7 @@ def test_without_the_diagonal_samples_contract_less_in_many_dimensions():
     """At equality of laws a velocity should not shrink the samples; METHOD 4.6's case."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, y, second = (jax.random.normal(key, (256, 64)) for key in keys)
-    settings = {"epsilon": 0.05 * 64, "threshold": 1e-3, "max_iterations": 1_000}
+    settings = {"epsilon": 0.05 * 64, "limits": Limits(1e-3, 1_000)}
 
     def contraction(v):
         return float(jnp.sum(v * x) / jnp.sum(x**2))
@@ -220,7 +220,7 @@ def test_the_drift_is_that_of_the_published_algorithm(problem):
 
 
 def test_a_solve_that_runs_out_of_iterations_is_counted(problem):
-    settings = {"threshold": 1e-6, "max_iterations": 5}
+    settings = {"limits": Limits(1e-6, 5)}
     _, certificate = generator.regression_loss(affine, *problem, epsilons=[1e-2], **settings)
     assert int(certificate.unconverged) > 0
     assert float(certificate.marginal_error) > 1e-6
@@ -254,7 +254,9 @@ def test_wrong_settings_are_named(problem):
     with pytest.raises(ValueError, match="'implicit' of a plan without its diagonal"):
         sinkhorn_offdiagonal(jnp.zeros((3, 2)), 1.0, gradient="implicit")
     with pytest.raises(ValueError, match="to unroll it must be a Python int"):
-        sinkhorn_offdiagonal(jnp.zeros((3, 2)), 1.0, gradient="unrolled", max_iterations=1.5)
+        sinkhorn_offdiagonal(
+            jnp.zeros((3, 2)), 1.0, gradient="unrolled", limits=Limits(max_iterations=1.5)
+        )
     with pytest.raises(ValueError, match="epsilons is empty"):
         generator.regression_loss(affine, *problem, epsilons=[])
 

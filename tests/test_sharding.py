@@ -36,7 +36,7 @@ CALLS = {
     "epsilon": lambda x, y: sinkflow.epsilon_for_neighbours(x, y, 3.0)[0],
     "off the diagonal": lambda x, y: sinkhorn_offdiagonal(x, EPSILON),
     "off the diagonal, unrolled": lambda x, y: sinkhorn_offdiagonal(
-        x, EPSILON, gradient="unrolled", max_iterations=5
+        x, EPSILON, gradient="unrolled", limits=sinkflow.Limits(max_iterations=5)
     ),
     "scaling": lambda x, y: sinkflow.scaling.matrix_scaling(
         sinkflow.costs.squared_euclidean(x, y), EPSILON, num_iterations=3
