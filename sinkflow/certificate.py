@@ -55,11 +55,8 @@ def certify(cost: kernel.Cost, f, g, epsilon, a, b, threshold, num_iterations) -
         masses = b * jnp.exp(exponent)
         return jnp.sum(masses), jnp.sum(masses * exponent), jnp.sum(masses**2)
 
-    def column_fn(column, g_j):
-        return jnp.sum(a * jnp.exp(kernel.log_density(column, g_j, f, epsilon)))
-
     sums, information, squares = kernel.map_rows(row_fn, cost, f)
-    column_sums = kernel.map_rows(column_fn, cost.transposed, g)
+    column_sums = kernel.column_sums(cost, f, g, epsilon, a)
     error = marginal_error(a, sums - 1, b, column_sums - 1)
     value = _value(cost, f, g, epsilon, a, b, jnp.sum(a * sums) - 1)
     k = min(a.shape[0], b.shape[0])

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sinkflow import gradients, inputs, kernel
 from sinkflow.certificate import SinkhornOutput, describe, doubted, marginal_error
+from sinkflow.limits import Limits, check_limits
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
 GroundCost = Callable[[Array, Array], Array]
@@ -38,8 +40,7 @@ def sinkhorn(
     b: Float[Array, "m"] | None = None,
     cost_fn: GroundCost = half_squares,
     marginal_penalty: ScalarLike | None = None,
-    threshold: ScalarLike = 1e-3,
-    max_iterations: int = 5_000,
+    limits: Limits = Limits(),
 ) -> SinkhornOutput:
     r"""Entropic transport with any ground cost and, if wanted, soft marginals.
 
@@ -55,9 +56,9 @@ def sinkhorn(
       cost_fn: ``(x_i [d], y_j [d]) -> scalar``; keep one function, each new one compiles.
       marginal_penalty: rho [units of the cost]; None for hard marginals (balanced). GeomLoss's
         reach is its root.
-      threshold: stop when both L1 marginal errors [mass] are below it. With soft marginals
-        they are measured against those that the potentials ask for, a exp(-f / rho).
-      max_iterations: cap on iterations. Static.
+      limits: when to stop, see :class:`sinkflow.Limits`. With soft marginals the errors are
+        measured against those that the potentials ask for, a exp(-f / rho). The cap is
+        static, and matrices are stored in full.
 
     Returns:
       A :class:`sinkflow.SinkhornOutput`; ``value`` is differentiable in clouds, weights and
@@ -74,7 +75,8 @@ def sinkhorn(
     """
     x, y = inputs.as_clouds(x, y)
     epsilon = inputs.as_scalar("epsilon", epsilon, x.dtype)
-    threshold = inputs.as_scalar("threshold", threshold, x.dtype)
+    max_iterations = _static_cap(limits)
+    threshold, *_ = check_limits(limits, x.dtype)
     if marginal_penalty is not None:
         marginal_penalty = inputs.as_scalar("marginal_penalty", marginal_penalty, x.dtype)
     weights = [
@@ -91,6 +93,15 @@ def sinkhorn(
     through = jax.lax.stop_gradient((f, g))
     value = _value(out.value, *through, (*problem, penalty), cost_fn)
     return out._replace(value=value, f=f, g=g)
+
+
+def _static_cap(limits: Limits) -> int:
+    """The cap as an integer that ott-jax can be compiled with."""
+    if limits.storage not in ("auto", "full"):
+        raise ValueError(f"storage is {limits.storage!r}; this solver stores its matrices in full")
+    if not isinstance(limits.max_iterations, int | np.integer):
+        raise ValueError(f"max_iterations is {limits.max_iterations}; it is a Python integer here")
+    return int(limits.max_iterations)
 
 
 def _weights(name, weights, cloud, *, soft: bool):

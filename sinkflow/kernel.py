@@ -91,8 +91,17 @@ def map_rows(row_fn: Callable, cost: Cost, *leaves: Array) -> Any:
 
 
 def log_density(row, f_i, g, epsilon):
-    """(f_i + g_j - C_ij) / epsilon over one row, bounded so that its exponential is finite."""
+    """(f_i + g_j - C_ij) / epsilon over a row (or all), bounded: its exponential is finite."""
     return jnp.minimum((f_i + g - row) * (1 / epsilon), MAX_EXPONENT)
+
+
+def column_sums(cost: Cost, f, g, epsilon, weights: Float[Array, "n"]) -> Float[Array, "m"]:
+    """sum_i w_i exp((f_i + g_j - C_ij) / epsilon) for every j."""
+    if cost.matrix is None or cost.matrix.size > CHUNK:
+        return _recomputed(cost.transposed, g, f, epsilon)(weights)
+    # Along the columns as they lie: transposing the costs takes longer than the sums.
+    exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
+    return _matvec(weights, jnp.exp(exponent))
 
 
 def softmin(

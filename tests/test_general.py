@@ -6,10 +6,10 @@ import numpy as np
 import ot
 import pytest
 
-from sinkflow import general, sinkhorn, sinkhorn_divergence
+from sinkflow import Limits, general, sinkhorn, sinkhorn_divergence
 
 N, M = 9, 7
-EXACT = {"threshold": 1e-9, "max_iterations": 20_000}
+EXACT = {"limits": Limits(1e-9, 20_000)}
 
 
 @pytest.fixture
@@ -125,10 +125,10 @@ def test_divergence_between_different_masses_vanishes_only_at_equality(problem):
 
 def test_too_few_iterations_are_reported(problem):
     x, y, _, _ = problem
-    out = general.sinkhorn(x, y, 0.01, max_iterations=10)
+    out = general.sinkhorn(x, y, 0.01, limits=Limits(max_iterations=10))
     assert not out.converged
     assert out.marginal_error > 1e-3
-    soft = general.sinkhorn(x, y, 0.01, marginal_penalty=10.0, max_iterations=10)
+    soft = general.sinkhorn(x, y, 0.01, marginal_penalty=10.0, limits=Limits(max_iterations=10))
     assert not soft.converged
 
 

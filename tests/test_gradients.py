@@ -142,7 +142,7 @@ def test_second_derivative_of_the_value(key, problem):
 
 def test_implicit_corrects_what_is_left_to_converge(key, problem):
     x, y, epsilon, a, b = problem
-    options = {"a": a, "b": b, "limits": Limits(1e-12)}
+    options = {"a": a, "b": b}
 
     def gradient(kind, count):
         value = lambda x: sinkhorn(
@@ -227,7 +227,7 @@ def test_second_derivatives_see_the_potentials_move(gradient):
 
     def value(x):
         if gradient == "general":
-            return sinkflow.general.sinkhorn(x, y, 0.5, threshold=1e-6).value
+            return sinkflow.general.sinkhorn(x, y, 0.5, limits=Limits(1e-6)).value
         return sinkhorn(x, y, 0.5, limits=Limits(1e-6), gradient=gradient).value
 
     np.testing.assert_allclose(jax.hessian(value)(x).reshape(2, 2), RIGHT, atol=2e-5)
@@ -254,8 +254,7 @@ def test_second_derivatives_against_differences_of_first_ones(key, problem):
                 a=a,
                 b=b,
                 marginal_penalty=1.0,
-                threshold=1e-12,
-                max_iterations=10_000,
+                limits=Limits(1e-12, 10_000),
             ).value
         ),
     }

@@ -201,7 +201,7 @@ def test_progress_sees_every_call(key):
 
 
 def test_unconverged_pool_is_refused_with_count_and_worst_error(key):
-    settings = {"epsilon": 0.01, "limits": Limits(max_iterations=30)}
+    settings = {"epsilon": 0.01, "limits": Limits(3e-5, 30)}
     rows, info = built(key, allow_unconverged=True, **settings)
     failed = int((~info.converged).sum())
     assert failed > 0
