@@ -196,7 +196,7 @@ def test_without_the_diagonal_samples_contract_less_in_many_dimensions():
 
     same = contraction(sinkhorn_velocity(x, y, **settings)[0])
     independent = contraction(sinkhorn_velocity(x, y, self_cloud=second, **settings)[0])
-    moved, solves = generator._offdiagonal_velocity(x, y, settings.pop("epsilon"), settings)
+    moved, solves = generator._offdiagonal_velocity(x, y, **settings)
     assert all(bool(solve.converged) for solve in solves)
     assert same < -0.5
     assert abs(contraction(moved)) < 0.05 and abs(independent) < 0.05
