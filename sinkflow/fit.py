@@ -177,9 +177,7 @@ def load_field(folder: str | pathlib.Path) -> Field:
 
     folder = pathlib.Path(folder)
     if not (folder / NETWORK).exists():
-        raise ValueError(
-            f"{folder} has no {NETWORK}; train there with sinkflow.fit and its network"
-        )
+        raise ValueError(f"{folder} has no {NETWORK}; give sinkflow.fit the network it trains")
     if checkpoint.latest_step(folder / CHECKPOINTS) is None:
         raise ValueError(f"{folder} has no checkpoint yet; start its training again")
     described = json.loads((folder / NETWORK).read_text())
