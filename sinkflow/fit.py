@@ -111,7 +111,8 @@ def fit(
     Raises:
       ValueError: counts that are no multiples of one another, a folder of a run with another
         config, network or more steps, rows that the devices cannot share evenly, a network that
-        is not of sinkflow, or a step that does not count.
+        is not of sinkflow, a state without ``step`` (or ``ema_params`` beside a network), or a step
+        that does not count.
       FloatingPointError: a metric is not finite.
 
     Example:
@@ -130,6 +131,7 @@ def fit(
     """
     begin = time.perf_counter()
     _check_counts(num_steps, steps_per_call, checkpoint_every, refresh_every, folder)
+    _check_state(state, network)
     if refresh_every and not callable(rows):
         raise ValueError(f"refresh_every is {refresh_every}; give rows as a function of the part")
     description = None if network is None else _description(network, horizon)
@@ -181,9 +183,10 @@ def load_field(folder: str | pathlib.Path) -> Field:
     if checkpoint.latest_step(folder / CHECKPOINTS) is None:
         raise ValueError(f"{folder} has no checkpoint yet; start its training again")
     described = json.loads((folder / NETWORK).read_text())
+    apply_fn = _network(described).apply
     state, config = checkpoint.load(folder / CHECKPOINTS)
     params = jax.tree.map(jnp.asarray, state["ema_params"])
-    return Field(_network(described).apply, params, described["horizon"], config)
+    return Field(apply_fn, params, described["horizon"], config)
 
 
 def check_finite(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -225,6 +228,15 @@ def _check_counts(num_steps, steps_per_call, checkpoint_every, refresh_every, fo
         if count < 0 or count % steps_per_call:
             raise ValueError(
                 f"{name} is {count}; it must be a multiple of steps_per_call, {steps_per_call}"
+            )
+
+
+def _check_state(state, network):
+    """Raises ValueError that names the field that the state lacks."""
+    for name in ("step", *(["ema_params"] if network is not None else [])):
+        if not hasattr(state, name):
+            raise ValueError(
+                f"state is a {type(state).__name__} without {name}; take one like train.TrainState"
             )
 
 

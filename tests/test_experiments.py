@@ -18,6 +18,7 @@ import optax
 import PIL.Image
 import pytest
 
+import sinkflow
 from experiments import common, digits, plane, sample
 from sinkflow import checkpoint, models, ode, train
 
@@ -198,6 +199,9 @@ def test_plain_time_runs_on_four_devices_and_again_from_its_checkpoint(tmp_path)
         "config": first["config"]  # tuples there, lists in JSON
     }
     state = final_state(tmp_path / "run", (8,), 20)
+    field = sinkflow.load_field(tmp_path / "run")
+    chex.assert_trees_all_equal(field.params, state.ema_params)
+    assert field.horizon == config.horizon() != 1
     again = plane.main(config)  # nothing left to train: the same samples, measured again
     assert again["resumed_from"] == 20 and again["w2"] == first["w2"]
     chex.assert_trees_all_equal(final_state(tmp_path / "run", (8,), 20), state)

@@ -221,6 +221,7 @@ def test_a_folder_without_a_checkpoint_may_be_mended(tmp_path):
 
     with pytest.raises(Stop):
         learn(tmp_path, horizon=2.0, log=stop)
+    assert json.loads((tmp_path / "network.json").read_text())["horizon"] == 2
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         sinkflow.load_field(tmp_path)
     learn(tmp_path, num_steps=10)
@@ -228,11 +229,11 @@ def test_a_folder_without_a_checkpoint_may_be_mended(tmp_path):
 
 
 def test_a_folder_without_a_network_is_no_field(tmp_path):
-    learn(tmp_path, num_steps=10, network=None)
+    count(folder=tmp_path, config=CONFIG)
     with pytest.raises(ValueError, match=r"has no network\.json; give sinkflow\.fit the network"):
         sinkflow.load_field(tmp_path)
     state, config = checkpoint.load(tmp_path / "checkpoints")
-    assert int(state["step"]) == 10 and config == CONFIG
+    assert int(state["step"]) == 20 and config == CONFIG
 
 
 def test_settings_of_any_network_survive_the_file():
@@ -247,11 +248,10 @@ class Foreign(nn.Module):
 
 def test_only_networks_of_the_library_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"network is a Foreign of .*test_fit; only those of"):
-        count(network=Foreign(), folder=tmp_path)
+        learn(tmp_path, network=Foreign())
     assert list(tmp_path.iterdir()) == []
-    learn(tmp_path, num_steps=10)
-    described = json.loads((tmp_path / "network.json").read_text())
-    (tmp_path / "network.json").write_text(json.dumps({**described, "network": "os.system"}))
+    count(folder=tmp_path)
+    (tmp_path / "network.json").write_text('{"network": "os.system"}')
     with pytest.raises(ValueError, match=r"network is os\.system; only those of sinkflow"):
         sinkflow.load_field(tmp_path)
 
@@ -283,6 +283,8 @@ def test_a_step_that_does_not_count_is_refused():
         ({"refresh_every": 10}, "refresh_every is 10; give rows as a function of the part"),
         ({"checkpoint_every": 5}, "checkpoint_every is 5; give a folder"),
         ({"checkpoint_every": 7, "folder": "x"}, "checkpoint_every is 7; it must be a multiple"),
+        ({"state": {"total": jnp.ones(())}}, "state is a dict without step; take one like"),
+        ({"network": MODEL}, "state is a Counter without ema_params"),
         ({"rows": jnp.ones(7)}, "a batch of 7 cannot be split evenly over 4 devices"),
     ],
 )
