@@ -159,7 +159,8 @@ def fit(
         check_finite(last, metrics if isinstance(metrics, Mapping) else metrics._asdict())
         if log is not None:
             log(last, metrics)
-        if folder is not None and (last == num_steps or _due(last, checkpoint_every)):
+        due = last == num_steps or last % (checkpoint_every or num_steps) == 0
+        if folder is not None and due:
             _save(folder, last, state, config)
     return state, FitReport(num_steps - done, time.perf_counter() - begin, resumed_from)
 
@@ -219,12 +220,8 @@ def _check_counts(num_steps, steps_per_call, checkpoint_every, refresh_every, fo
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
     if checkpoint_every and folder is None:
         raise ValueError(f"checkpoint_every is {checkpoint_every}; give a folder to write to")
-    counts = {
-        "num_steps": num_steps,
-        "checkpoint_every": checkpoint_every,
-        "refresh_every": refresh_every,
-    }
-    for name, count in counts.items():
+    counts = num_steps, checkpoint_every, refresh_every
+    for name, count in zip(("num_steps", "checkpoint_every", "refresh_every"), counts, strict=True):
         if count < 0 or count % steps_per_call:
             raise ValueError(
                 f"{name} is {count}; it must be a multiple of steps_per_call, {steps_per_call}"
@@ -260,10 +257,6 @@ def _check_step(state, first, last):
             f"step took state.step from {first} to {int(state.step)} in {last - first} steps; it "
             "must add 1 to it"
         )
-
-
-def _due(step, every):
-    return every and step % every == 0
 
 
 def _restored(state, folder, config):
