@@ -259,15 +259,15 @@ class Sinkflow:
             self.apply, optimizer, ema_decay=config.ema_decay, loss_fn=matching_loss
         )
         draw = functools.partial(straight_rows, batch=batch)
-        many = train.make_steps(step, draw, config.steps_per_call)
+        many = train.make_steps(train.drawing_step(step, draw), config.steps_per_call)
         self.state = train.create(self.params, optimizer)
-        data = (jnp.asarray(images(config)), jax.random.split(self.key, 1))
+        data = jnp.asarray(images(config)), jax.random.split(self.key, 1)[0]
         begin = time.perf_counter()
-        compiled = jax.jit(many, donate_argnums=0).lower(self.state, data).compile()
+        compiled = jax.jit(many, donate_argnums=0).lower(self.state, *data).compile()
         seconds = time.perf_counter() - begin
 
         def steps():
-            self.state, info = compiled(self.state, data)
+            self.state, info = compiled(self.state, *data)
             return float(info.loss)
 
         return steps, {

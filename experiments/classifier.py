@@ -97,8 +97,9 @@ def main(config: Config) -> dict:
         state = common.fit(
             run,
             train.create(params, optimizer),
-            train.make_steps(step, draw, config.steps_per_call),
-            lambda part: (training, jax.random.split(key_train, jax.local_device_count())),
+            train.drawing_step(step, draw),
+            lambda part: training,
+            key=key_train,
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -24,7 +24,9 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from sinkflow import checkpoint, flow, models, ode, parallel, pool, sampling, train
+import sinkflow
+from sinkflow import checkpoint, flow, models, ode, pool, sampling, train
+from sinkflow.fit import Field, check_finite
 
 COMPILE_EVENT = "/jax/core/compile/"
 PACKAGES = ("sinkflow", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "POT", "numpy")
@@ -120,14 +122,6 @@ class FlowConfig:
     def horizon(self) -> float:
         """Time at which the field ends."""
         return pool.horizon(self.step_sizes(), self.time)
-
-
-class Field(NamedTuple):
-    """A trained velocity field and the time at which it ends."""
-
-    apply_fn: Callable
-    params: Any
-    horizon: float
 
 
 def cli(config_class: Any, description: str | None) -> Any:
@@ -262,10 +256,7 @@ class Run:
         Raises:
           FloatingPointError: a value is not finite.
         """
-        values = {name: float(value) for name, value in values.items()}
-        bad = {name: value for name, value in values.items() if not np.isfinite(value)}
-        if bad:
-            raise FloatingPointError(f"step {step}: {bad}; lower learning_rate or look at the data")
+        values = check_finite(step, values)
         with self.log_file.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -351,11 +342,14 @@ def learn(run: Run, config: FlowConfig, key, target: Callable) -> tuple[Field, d
         state = fit(
             run,
             train.init(key_init, model, optimizer, config.DIM),
-            train.make_steps(step, draw, config.steps_per_call),
-            lambda part: (rows, jax.random.split(key_train, jax.local_device_count())),
+            train.drawing_step(step, draw),
+            lambda part: rows,
+            key=key_train,
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
+            network=model,
+            horizon=config.horizon(),
         )
     return Field(model.apply, state.ema_params, config.horizon()), pool.summary(info)
 
@@ -436,7 +430,7 @@ def draw_samples(run: Run, field: Field, x0, counts: tuple[int, ...]) -> dict[st
 def fit(
     run: Run,
     state: train.TrainState,
-    steps: train.Step,
+    step: Callable,
     data: Callable[[int], Any],
     *,
     num_steps: int,
@@ -445,58 +439,66 @@ def fit(
     refresh_every: int = 0,
     description: str = "training",
     watch: Callable[[int, Any], None] | None = None,
+    **options: Any,
 ) -> train.TrainState:
-    """Trains to ``num_steps``, resuming from the newest checkpoint and writing new ones.
+    """:func:`sinkflow.fit` with the run's folder, log and settings, and a bar.
 
     Args:
       run: owns the folder and the log.
       state: fresh state; replaced by the checkpoint's if there is one.
-      steps: from :func:`sinkflow.train.make_steps`, doing ``steps_per_call`` steps.
-      data: makes its second argument for each part of the training, from the part's number;
-        leading axes divisible by the number of devices.
+      step: one step, see :func:`sinkflow.fit`.
+      data: makes what a part of the training draws from, from the part's number.
       num_steps: optimiser steps in all.
       steps_per_call: optimiser steps of one dispatched call.
       checkpoint_every: optimiser steps between checkpoints.
       refresh_every: optimiser steps of a part; 0 for one part, the whole training.
       description: what the bar is named.
       watch: sees the number of steps done and each call's info once it is logged, and may raise.
+      options: further ones of :func:`sinkflow.fit`.
 
     Raises:
       ValueError: step counts that are not multiples of one another.
     """
-    part_steps = refresh_every or num_steps
     check_steps(
         steps_per_call,
         train_steps=num_steps,
         checkpoint_every=checkpoint_every,
-        refresh_every=part_steps,
+        refresh_every=refresh_every or num_steps,
     )
-    folder = run.out / "checkpoints"
-    if checkpoint.latest_step(folder) is not None:
-        state = checkpoint.restore(folder, state, run.settings)
-        run.resumed_from = int(state.step)
-    done = int(state.step)
-    run.forget_after(done)
-    advance, shards, part = parallel.pmap_step(steps), None, -1
-    state = parallel.replicate(state)
-    with tqdm(total=num_steps, initial=done, desc=description, disable=None) as bar:
-        while done < num_steps:
-            if done // part_steps != part:
-                shards = None  # the last part's memory is free before the next one takes its own
-                shards = parallel.shard(data(done // part_steps))
-                if part < 0:
-                    needed = memory_needed(advance.lower(state, shards).compile())
-                    tqdm.write(f"{description}: {(needed or math.nan) / 1e9:.2f} GB on each device")
-                part = done // part_steps
-            state, info = advance(state, shards)
-            done += steps_per_call
+    with tqdm(total=num_steps, desc=description, disable=None) as bar:
+
+        def start(calls: range) -> range:
+            run.forget_after(calls.start)
+            bar.initial = bar.n = calls.start
+            return calls
+
+        def tell_memory(program: Any) -> None:
+            needed = memory_needed(program) or math.nan
+            tqdm.write(f"{description}: {needed / 1e9:.2f} GB on each device")
+
+        def log(done: int, info: Any) -> None:
             run.log(done, **info._asdict())
             if watch is not None:
                 watch(done, info)
             bar.update(steps_per_call)
             bar.set_postfix(loss=f"{float(info.loss):.4g}")
-            if done % checkpoint_every == 0 or done == num_steps:
-                checkpoint.save(folder, done, state, run.settings)
+
+        state, report = sinkflow.fit(
+            state,
+            step,
+            data,
+            num_steps=num_steps,
+            steps_per_call=steps_per_call,
+            refresh_every=refresh_every,
+            folder=run.out,
+            config=run.settings,
+            checkpoint_every=checkpoint_every,
+            log=log,
+            progress=start,
+            compiled=tell_memory,
+            **options,
+        )
+    run.resumed_from = report.resumed_from
     return state
 
 

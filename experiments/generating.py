@@ -269,16 +269,16 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
 def make_step(config: GeneratorConfig, net: Network, epsilons, temperature: float) -> Callable:
     """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    ``seen`` is loss, norm of the gradient, certificate and largest epsilon. What the step draws
-    follows from the key and the step's number, so that a resumed run draws the same.
+    ``seen`` is loss, norm of the gradient, certificate and largest epsilon. Everything that the
+    step draws follows from its key.
     """
     loss_of = by_class(config, objective(config))
     optimizer, decay = make_optimizer(config), ema_decay(config)
     second = config.has_self_term() and config.self_cloud == "second"
     own = labels_of(config, config.n), labels_of(config, config.k)
 
-    def step(state, real, key, axis_name):
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+    def step(state, real, key, *, axis_name=None):
+        keys = jax.random.split(key, 4)
         passed = state.step / config.train_steps
         now = epsilons * config.epsilon_start ** jnp.maximum(0.0, 1 - 2 * passed)
         y = draw_real(config, real, keys[0], config.m)
@@ -302,25 +302,17 @@ def make_step(config: GeneratorConfig, net: Network, epsilons, temperature: floa
     return step
 
 
-def make_steps(config: GeneratorConfig, net: Network, epsilons, temperature: float) -> train.Step:
-    """``steps(state, (real, key [1]), *, axis_name)``: one call's steps and their log line."""
-    step = make_step(config, net, epsilons, temperature)
-
-    def steps(state, data, *, axis_name=None):
-        real, key = data
-        one = functools.partial(step, real=real, key=key[0], axis_name=axis_name)
-        state, seen = jax.lax.scan(lambda s, _: one(s), state, length=config.steps_per_call)
-        value, norm, certificates, now = seen
-        totals = jax.tree.map(jnp.sum, certificates)
-        error = jnp.max(certificates.marginal_error)
-        if axis_name is not None:
-            totals = jax.lax.psum(totals, axis_name)
-            error = jax.lax.pmax(error, axis_name)
-        iterations = totals.num_iterations / totals.num_solves
-        counts = totals.unconverged, totals.num_solves
-        return state, Info(jnp.mean(value), jnp.mean(norm), error, iterations, *counts, now[-1])
-
-    return steps
+def summary(seen, axis_name: str | None = None) -> Info:
+    """The log line of a call, from what its steps have seen [steps, ...]."""
+    value, norm, certificates, now = seen
+    totals = jax.tree.map(jnp.sum, certificates)
+    error = jnp.max(certificates.marginal_error)
+    if axis_name is not None:
+        totals = jax.lax.psum(totals, axis_name)
+        error = jax.lax.pmax(error, axis_name)
+    iterations = totals.num_iterations / totals.num_solves
+    counts = totals.unconverged, totals.num_solves
+    return Info(jnp.mean(value), jnp.mean(norm), error, iterations, *counts, now[-1])
 
 
 def make_optimizer(config: GeneratorConfig) -> optax.GradientTransformation:
@@ -362,16 +354,17 @@ def learn(run: common.Run, config: GeneratorConfig, real: Real | None) -> tuple[
         key_init, key_steps = jax.random.split(config.key("train"))
         seed = jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg")
         make = jax.jit(lambda key: train.create(net.init(key), make_optimizer(config)))
-        keys = jax.random.split(key_steps, jax.local_device_count())
         state = common.fit(
             run,
             make(seed),
-            make_steps(config, net, epsilons, temperature),
-            lambda part: (real, keys),
+            make_step(config, net, epsilons, temperature),
+            lambda part: real,
+            key=key_steps,
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
             watch=watch(config),
+            summary=summary,
         )
     scales = {"epsilon": epsilons.tolist(), "temperature": temperature}
     return generator_of(config, net, state.ema_params), scales

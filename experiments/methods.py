@@ -152,7 +152,7 @@ def training(config, draw_rows: Callable, predictor: bool):
     step = train.make_step(model.apply, optimizer, ema_decay=config.ema_decay, loss_fn=loss_fn)
     power = 1.0 if predictor else config.row_power  # each of the predictor's times is as likely
     draw = functools.partial(draw_rows, batch_size=config.batch_size, power=power)
-    steps = train.make_steps(step, draw, config.steps_per_call)
+    steps = train.make_steps(train.drawing_step(step, draw), config.steps_per_call)
     inputs = (jnp.zeros((1, config.DIM)), jnp.zeros(1))[: 1 if predictor else 2]
     init = jax.vmap(lambda key: train.create(model.init(key, *inputs), optimizer))
     return model.apply, init, jax.jit(jax.vmap(steps), donate_argnums=0)
@@ -166,7 +166,7 @@ def fit(config, keys, pools, timed, draw_rows=pool_rows, predictor=False) -> tup
     """
     apply_fn, init, steps = training(config.training_only(), draw_rows, predictor)
     split = jax.vmap(jax.random.split)(keys.fit)
-    state, key_rows = init(split[:, 0]), split[:, 1][:, None]
+    state, key_rows = init(split[:, 0]), split[:, 1]
     calls, uneven = divmod(config.train_steps, config.steps_per_call * config.refreshes)
     if uneven or not calls:
         raise ValueError(
@@ -177,7 +177,7 @@ def fit(config, keys, pools, timed, draw_rows=pool_rows, predictor=False) -> tup
         rows = pools(number) if callable(pools) else pools
         with timed("train"):
             for _ in range(calls):
-                state, _ = steps(state, (rows, key_rows))
+                state, _ = steps(state, rows, key_rows)
             jax.block_until_ready(state)
     return apply_fn, state.ema_params
 

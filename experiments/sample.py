@@ -10,6 +10,7 @@ Source:   arXiv:2401.14069, algorithm 2. Of a run of experiments.generator sampl
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import sinkflow
 from experiments import common, generating
-from sinkflow import checkpoint, images, ode, sampling
+from sinkflow import checkpoint, data, images, ode, sampling
+from sinkflow.fit import NETWORK, Field
 
 BATCH = 1_000  # samples of one call of a one-step generator
 COUNT = np.arange(BATCH)
@@ -29,7 +32,8 @@ class Config:
     """What to draw, from where, and where to put it."""
 
     run: str
-    """Output folder of a driver, with its config.json and checkpoints."""
+    """Output folder of a driver, with its config.json and checkpoints, or of sinkflow.fit, with its
+    network.json; its config then names the source, a sampler of sinkflow.data."""
     num_samples: int = 10_000
     """How many samples to draw."""
     nfe: int = 10
@@ -50,7 +54,7 @@ def main(config: Config) -> np.ndarray:
     if config.num_samples < 1:
         raise ValueError(f"num_samples is {config.num_samples}; it must be at least 1")
     folder = pathlib.Path(config.run)
-    draw = one_step if common.read_settings(folder)["driver"] == "generator" else along_field
+    draw = along_field if fitted(folder) or driver(folder) != "generator" else one_step
     samples = draw(config, folder)
     path = pathlib.Path(config.out or f"{config.run}/samples.npy")
     with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
@@ -64,10 +68,38 @@ def along_field(config: Config, folder: pathlib.Path) -> np.ndarray:
     ode.num_steps(config.nfe, config.method)
     if config.labels:
         raise ValueError(f"labels is {config.labels}; this run's field has none, leave them away")
-    settings, field = common.load_field(folder)
-    x0 = settings.source(jax.random.key(config.seed), config.num_samples)
+    source, field = load_fitted(folder) if fitted(folder) else load_driven(folder)
+    x0 = source(jax.random.key(config.seed), config.num_samples)
     carry = functools.partial(sampling.nsgf, nfe=config.nfe, method=config.method)
     return np.asarray(carry(field.apply_fn, field.params, x0, horizon=field.horizon))
+
+
+def driver(folder: pathlib.Path) -> str:
+    """Name of the driver that a run is of."""
+    return common.read_settings(folder)["driver"]
+
+
+def fitted(folder: pathlib.Path) -> bool:
+    """Whether the folder is of :func:`sinkflow.fit` alone, without a driver."""
+    return (folder / NETWORK).exists() and not (folder / "config.json").exists()
+
+
+def load_driven(folder: pathlib.Path) -> tuple[Callable, Field]:
+    """Source sampler and field of a driver's run."""
+    settings, field = common.load_field(folder)
+    return settings.source, field
+
+
+def load_fitted(folder: pathlib.Path) -> tuple[Callable, Field]:
+    """Source sampler and field of a run of :func:`sinkflow.fit`, whose config names the source."""
+    field = sinkflow.load_field(folder)
+    name = field.config.get("source")
+    if name not in data.SAMPLERS:
+        raise ValueError(
+            f"source is {name!r} in the config of {folder}; sampling needs one of "
+            f"{', '.join(data.SAMPLERS)} there: name it when you train, or call load_field"
+        )
+    return data.SAMPLERS[name], field
 
 
 def one_step(config: Config, folder: pathlib.Path) -> np.ndarray:

@@ -310,14 +310,14 @@ def learn(
     step = train.make_step(
         stage.network.apply_fn, optimizer, ema_decay=decay, loss_fn=stage.loss_fn
     )
-    keys = jax.random.split(key_rows, jax.local_device_count())
     part, before = run.stage(name), dict(run.times)
     with run.timed(f"train {name}"):
         state = common.fit(
             part,
             state,
-            train.make_steps(step, stage.draw, config.steps_per_call),
-            lambda part: (stage.data(part), keys),
+            train.drawing_step(step, stage.draw),
+            stage.data,
+            key=key_rows,
             num_steps=num_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,

@@ -30,6 +30,7 @@ from sinkflow import (
 from sinkflow.certificate import SinkhornOutput
 from sinkflow.divergence import barycentric_map, sinkhorn_divergence, sinkhorn_velocity
 from sinkflow.epsilon import epsilon_for_entropy, epsilon_for_neighbours
+from sinkflow.fit import fit, load_field
 from sinkflow.limits import Limits
 from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
 
@@ -50,11 +51,13 @@ __all__ = [
     "epsilon",
     "epsilon_for_entropy",
     "epsilon_for_neighbours",
+    "fit",
     "flow",
     "general",
     "generator",
     "generators",
     "interpolants",
+    "load_field",
     "metrics",
     "models",
     "ode",

@@ -92,6 +92,24 @@ def restore(directory: str | pathlib.Path, like: State, config: Mapping[str, Any
         return manager.restore(step, args=arguments).state
 
 
+def load(directory: str | pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """The newest checkpoint without knowing its structure: state and config.
+
+    The state comes as nested dicts and lists of numpy arrays; a named tuple is a dict of its
+    fields.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+    """
+    step = latest_step(directory)
+    if step is None:
+        raise FileNotFoundError(f"no checkpoint in {directory}")
+    parts = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
+    with _manager(directory) as manager:
+        saved = manager.restore(step, args=ocp.args.Composite(**parts))
+    return saved.state, saved.config
+
+
 def check_config(where, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ValueError that names every setting in which the two differ; NaN equals NaN."""
     config = _plain(config)

@@ -107,18 +107,38 @@ def make_step(
     return step
 
 
-def make_steps(step: Step, sample: Callable, num_steps: int) -> Step:
-    """Several steps in one call, rows drawn on the device.
+def drawing_step(step: Step, sample: Callable) -> Step:
+    """A pure ``step(state, data, key, *, axis_name=None)`` that draws its rows from ``data``.
 
     Args:
       step: from :func:`make_step`.
-      sample: ``(data, key) -> rows``, for example :func:`sinkflow.pool.sample` with its
-        batch size filled in.
+      sample: ``(data, key) -> rows``, for example :func:`sinkflow.pool.sample` with its batch
+        size filled in.
+    """
+
+    def draw_and_step(state: TrainState, data, key: PRNGKey, *, axis_name: str | None = None):
+        return step(state, sample(data, key), axis_name=axis_name)
+
+    return draw_and_step
+
+
+def mean_over_steps(infos, axis_name: str | None = None):
+    """Mean of what each step of a call told; every leaf has a leading axis of steps."""
+    return jax.tree.map(jnp.mean, infos)
+
+
+def make_steps(step: Step, num_steps: int, *, summary: Callable = mean_over_steps) -> Step:
+    """Several steps in one call, everything random drawn on the device.
+
+    Args:
+      step: ``(state, data, key, *, axis_name) -> (state, info)``, for example from
+        :func:`drawing_step`.
       num_steps: steps of one call.
+      summary: ``(infos, axis_name) -> info`` of the call, from those of its steps.
 
     Returns:
-      ``steps(state, (data, key), *, axis_name=None) -> (state, mean info)``; ``key``
-      [1] is folded with the step's number, so that a resumed run draws the same rows.
+      ``steps(state, data, key, *, axis_name=None) -> (state, info)``; ``key`` is folded with
+      the step's number, so that a resumed run draws the same rows.
 
     Raises:
       ValueError: num_steps that is no whole number from 1 up.
@@ -126,14 +146,11 @@ def make_steps(step: Step, sample: Callable, num_steps: int) -> Step:
     if num_steps < 1 or num_steps != int(num_steps):
         raise ValueError(f"num_steps is {num_steps}; it must be a whole number, at least 1")
 
-    def steps(state: TrainState, data, *, axis_name: str | None = None):
-        data, key = data
-
+    def steps(state, data, key: PRNGKey, *, axis_name: str | None = None):
         def body(state, _):
-            rows = sample(data, jax.random.fold_in(key[0], state.step))
-            return step(state, rows, axis_name=axis_name)
+            return step(state, data, jax.random.fold_in(key, state.step), axis_name=axis_name)
 
         state, infos = jax.lax.scan(body, state, length=num_steps)
-        return state, jax.tree.map(jnp.mean, infos)
+        return state, summary(infos, axis_name)
 
     return steps

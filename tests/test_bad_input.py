@@ -168,8 +168,8 @@ TRAINING = [
         lambda: train.make_step(field, optax.sgd(0.1), ema_decay=1.5),
         r"ema_decay is 1.5.*\[0, 1\)",
     ),
-    ("no steps a call", lambda: train.make_steps(field, field, 0), "num_steps is 0.*at least 1"),
-    ("half a step", lambda: train.make_steps(field, field, 1.5), "num_steps is 1.5.*whole number"),
+    ("no steps a call", lambda: train.make_steps(field, 0), "num_steps is 0.*at least 1"),
+    ("half a step", lambda: train.make_steps(field, 1.5), "num_steps is 1.5.*whole number"),
     ("no dimension", lambda: train.init(KEY, models.VelocityMLP(), optax.sgd(1), 0), "dim is 0"),
 ]
 METRICS = [

@@ -243,3 +243,14 @@ def test_leaves_that_are_no_arrays_are_refused_and_named(tmp_path, key):
     assert float(restored["rate"]) == np.float32(0.1) and int(restored["count"]) == 3
     with pytest.raises(ValueError, match=r"\['rate'\] is float"):
         checkpoint.restore(tmp_path, {**arrays, "rate": 0.1}, CONFIG)
+
+
+def test_a_state_of_unknown_structure_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        checkpoint.load(tmp_path)
+    rows = pool.Rows(np.ones((3, 2), np.float32), np.zeros(3), np.full((3, 2), 2.0))
+    checkpoint.save(tmp_path, 1, {**state_of(1), "rows": rows}, CONFIG)
+    state, config = checkpoint.load(tmp_path)
+    chex.assert_trees_all_equal(state["rows"], rows._asdict())
+    chex.assert_trees_all_equal(state["params"], jax.device_get(state_of(1)["params"]))
+    assert state["half"].dtype == jnp.bfloat16 and config == {**CONFIG, "hidden_dims": [8, 8]}

@@ -18,6 +18,7 @@ import optax
 import PIL.Image
 import pytest
 
+import sinkflow
 from experiments import common, digits, plane, sample
 from sinkflow import checkpoint, models, ode, train
 
@@ -198,6 +199,9 @@ def test_plain_time_runs_on_four_devices_and_again_from_its_checkpoint(tmp_path)
         "config": first["config"]  # tuples there, lists in JSON
     }
     state = final_state(tmp_path / "run", (8,), 20)
+    field = sinkflow.load_field(tmp_path / "run")
+    chex.assert_trees_all_equal(field.params, state.ema_params)
+    assert field.horizon == config.horizon() != 1
     again = plane.main(config)  # nothing left to train: the same samples, measured again
     assert again["resumed_from"] == 20 and again["w2"] == first["w2"]
     chex.assert_trees_all_equal(final_state(tmp_path / "run", (8,), 20), state)
@@ -423,12 +427,11 @@ def scale_problem(learning_rate):
 
     params, average = {"a": jnp.array([[0.5]])}, {"a": jnp.array([[0.5]])}
     state = train.TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
-    keys = jax.random.split(jax.random.key(0), 4)
-    return state, train.make_steps(step, draw, 5), lambda part: (jnp.full(4, 2.0 + part), keys)
+    return state, train.drawing_step(step, draw), lambda part: jnp.full(4, 2.0 + part)
 
 
 def test_fit_resumes_to_the_same_parameters(tmp_path):
-    counts = {"steps_per_call": 5, "checkpoint_every": 10}
+    counts = {"key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 10}
     runs = [common.Run(plane.Config(out=str(tmp_path / name))) for name in ("whole", "parts")]
     whole = common.fit(runs[0], *scale_problem(0.01), num_steps=40, **counts)
     common.fit(runs[1], *scale_problem(0.01), num_steps=20, **counts)
@@ -442,7 +445,12 @@ def test_fit_resumes_to_the_same_parameters(tmp_path):
 
 
 def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
-    counts = {"steps_per_call": 5, "checkpoint_every": 5, "refresh_every": 10}
+    counts = {
+        "key": jax.random.key(0),
+        "steps_per_call": 5,
+        "checkpoint_every": 5,
+        "refresh_every": 10,
+    }
     runs = [common.Run(plane.Config(out=str(tmp_path / name))) for name in ("whole", "parts")]
     whole = common.fit(runs[0], *scale_problem(0.01), num_steps=20, **counts)
     common.fit(runs[1], *scale_problem(0.01), num_steps=15, **counts)
@@ -451,6 +459,7 @@ def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
     same = common.fit(
         common.Run(plane.Config(out=str(tmp_path / "same"))),
         *scale_problem(0.01),
+        key=jax.random.key(0),
         num_steps=20,
         steps_per_call=5,
         checkpoint_every=5,
@@ -459,8 +468,9 @@ def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
 
 
 def test_diverging_training_stops_before_it_saves(run):
+    counts = {"key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 5}
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        common.fit(run, *scale_problem(1e25), num_steps=20, steps_per_call=5, checkpoint_every=5)
+        common.fit(run, *scale_problem(1e25), num_steps=20, **counts)
     assert checkpoint.latest_step(run.out / "checkpoints") is None
     assert run.logged("loss") == ([], [])
 
@@ -480,6 +490,7 @@ def test_step_counts_that_do_not_fit_raise(run, counts, message):
         common.fit(
             run,
             *scale_problem(0.01),
+            key=jax.random.key(0),
             num_steps=num_steps,
             steps_per_call=5,
             checkpoint_every=every,

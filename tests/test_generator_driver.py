@@ -13,7 +13,7 @@ import pytest
 
 from experiments import common, generating, generator, sample
 from experiments.generator_config import IMAGES, check, preset
-from sinkflow import checkpoint, data
+from sinkflow import checkpoint, data, train
 from sinkflow import generator as objectives
 
 SMALL = {"hidden_dims": (8,), "n": 20, "m": 24, "k": 24, "train_steps": 20, "warmup_steps": 2}
@@ -35,7 +35,7 @@ def state_of(out):
     made = generating.restored(out)
     net = generating.network(made.config)
     like = jax.eval_shape(
-        lambda key: generating.train.create(net.init(key), generating.make_optimizer(made.config)),
+        lambda key: train.create(net.init(key), generating.make_optimizer(made.config)),
         jax.random.key(0),
     )
     return checkpoint.restore(out / "checkpoints", like, config)
@@ -162,12 +162,13 @@ def test_every_choice_makes_steps(changes):
         pixels = np.zeros((800, *config.SHAPE), np.uint8)
         real = generating.real_samples(config, pixels, np.arange(800) % 10)
         real = jax.tree.map(generating._first_device, real)
-    steps = generating.make_steps(config, net, jnp.ones(len(config.epsilon)), 1.0)
+    step = generating.make_step(config, net, jnp.ones(len(config.epsilon)), 1.0)
+    steps = train.make_steps(step, config.steps_per_call, summary=generating.summary)
     state = jax.eval_shape(
-        lambda key: generating.train.create(net.init(key), generating.make_optimizer(config)),
+        lambda key: train.create(net.init(key), generating.make_optimizer(config)),
         jax.random.key(0),
     )
-    after, info = jax.eval_shape(steps, state, (real, jax.random.split(jax.random.key(0), 1)))
+    after, info = jax.eval_shape(steps, state, real, jax.random.key(0))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
         lambda a: (a.shape, a.dtype), state
     )

@@ -29,7 +29,7 @@ LEVELS = [
         "loops",
     },
     {"kernel", "assignment", "metrics", "scaling", "train", "unet", "classifier"},
-    {"certificate", "gradients", "generators"},
+    {"certificate", "gradients", "generators", "fit"},
     {"sinkhorn"},
     {"divergence", "epsilon", "general", "offdiagonal"},
     {"flow", "generator"},
@@ -75,6 +75,7 @@ FORBIDDEN = {
     "classifier": {"optax", *OPTIMAL_TRANSPORT},
     "generators": {"optax", *OPTIMAL_TRANSPORT},
     "metrics": {"assignment", *OPTIMAL_TRANSPORT},  # a judge shares no code with the judged
+    "fit": {"models", "flax", "optax", *OPTIMAL_TRANSPORT},
     "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
     "sampling": {"train", *OPTIMAL_TRANSPORT},
     "parallel": set().union(*LEVELS),

@@ -143,8 +143,8 @@ def test_several_steps_equal_single_ones(key, sgd):
     for number in range(4):
         expected, info = jax.jit(step)(expected, draw(2.0, jax.random.fold_in(key, number)))
         infos.append(info)
-    steps = jax.jit(train.make_steps(step, draw, 4))
-    actual, info = steps(state, (jnp.array(2.0), key[None]))
+    steps = jax.jit(train.make_steps(train.drawing_step(step, draw), 4))
+    actual, info = steps(state, jnp.array(2.0), key)
     assert int(actual.step) == 4
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
     mean = jax.tree.map(lambda *leaves: np.mean(leaves), *infos)
@@ -154,15 +154,15 @@ def test_several_steps_equal_single_ones(key, sgd):
 def test_draws_depend_on_the_number_of_the_step_only(key, sgd):
     # Ten steps in one call, or four and six after a restart from the saved state: the same.
     step, state = sgd
-    data = (jnp.array(1.0), key[None])
-    go = lambda count: jax.jit(train.make_steps(step, draw, count))
-    whole, _ = go(10)(state, data)
-    halted, _ = go(4)(state, data)
+    data = jnp.array(1.0), key
+    go = lambda count: jax.jit(train.make_steps(train.drawing_step(step, draw), count))
+    whole, _ = go(10)(state, *data)
+    halted, _ = go(4)(state, *data)
     restarted = jax.tree.map(jnp.asarray, jax.device_get(halted))
-    resumed, _ = go(6)(restarted, data)
+    resumed, _ = go(6)(restarted, *data)
     chex.assert_trees_all_close(resumed, whole, atol=1e-6)
     # Steps 0..5 instead of 4..9 would be other draws, and other parameters.
-    forgot, _ = go(6)(restarted._replace(step=jnp.zeros((), jnp.int32)), data)
+    forgot, _ = go(6)(restarted._replace(step=jnp.zeros((), jnp.int32)), *data)
     difference = jax.tree.map(
         lambda a, b: float(jnp.max(jnp.abs(a - b))), forgot.params, whole.params
     )
@@ -178,7 +178,8 @@ def test_steps_sample_from_a_pool(key):
     state = state_of({"a": jnp.zeros((2, 2)), "b": jnp.zeros(2)}, optimizer)
     step = train.make_step(field, optimizer, ema_decay=DECAY)
     sample = functools.partial(pool.sample, batch_size=4)
-    _, info = jax.jit(train.make_steps(step, sample, 1))(state, (rows, key[None]))
+    steps = train.make_steps(train.drawing_step(step, sample), 1)
+    _, info = jax.jit(steps)(state, rows, key)
     assert float(info.loss) == pytest.approx(2.0)  # a zero field against velocity (1, 1)
 
 
