@@ -317,6 +317,7 @@ def test_no_nan_is_made_in_a_right_solve():
         assert sinkflow.sinkhorn_self(x, 1.0, limits=sinkflow.Limits(max_iterations=20)).converged
 
 
+@pytest.mark.slow
 def test_strict_promotion():
     x, y = clouds(6, 5, 2)
     with jax.numpy_dtype_promotion("strict"):
