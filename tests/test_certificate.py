@@ -128,7 +128,7 @@ def test_points_without_mass_decide_nothing(d, place):
         ),
         (sinkflow.sinkhorn_self(x, epsilon), sinkflow.sinkhorn_self(padded_x, epsilon, a=a)),
     ]
-    for storage in ("half", "chunks"):
+    for storage in ("half", "chunks") if d == 2 else ():  # each compiles for long
         padded = sinkflow.sinkhorn(
             padded_x, padded_y, epsilon, a=a, b=b, limits=sinkflow.Limits(storage=storage)
         )
@@ -180,26 +180,27 @@ WRONG = {
 }
 
 
+@jax.jit
+def everything(a):
+    """What every solve says of these weights: values, errors, flags, and whether it underflowed."""
+    x, y = clouds()
+    out, alone = sinkflow.sinkhorn(x, y, 4.0, a=a), sinkflow.sinkhorn_self(x, 4.0, a=a)
+    velocity, info = sinkflow.sinkhorn_velocity(x, y, 4.0, a=a)
+    value, converged = sinkflow.sinkhorn_divergence(x, y, 4.0, a=a)
+    other = sinkflow.general.sinkhorn(x, y, 4.0, a=a)
+    values = out.value, alone.value, velocity[0, 0], value, other.value
+    errors = out.marginal_error, alone.marginal_error, info.marginal_error
+    flags = out.converged, alone.converged, info.converged, converged, other.converged
+    images, _ = sinkflow.barycentric_map(y, x, jnp.zeros(30), 4.0, a)
+    cost = sinkflow.epsilon.mean_cost(x, y, a)
+    cost_matrix = sinkflow.costs.squared_euclidean(x, y)
+    scaled = sinkflow.scaling.matrix_scaling(cost_matrix, 9.0, a, num_iterations=3)
+    return (*values, images[0, 0], cost, scaled.transport_cost), errors, flags, scaled.underflow
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_traced_weights_end_a_solve(wrong):
-    x, y = clouds()
     weights = WRONG[wrong](jnp.full(30, 1 / 30))
-
-    @jax.jit
-    def everything(a):
-        out, alone = sinkflow.sinkhorn(x, y, 4.0, a=a), sinkflow.sinkhorn_self(x, 4.0, a=a)
-        velocity, info = sinkflow.sinkhorn_velocity(x, y, 4.0, a=a)
-        value, converged = sinkflow.sinkhorn_divergence(x, y, 4.0, a=a)
-        other = sinkflow.general.sinkhorn(x, y, 4.0, a=a)
-        values = out.value, alone.value, velocity[0, 0], value, other.value
-        errors = out.marginal_error, alone.marginal_error, info.marginal_error
-        flags = out.converged, alone.converged, info.converged, converged, other.converged
-        images, _ = sinkflow.barycentric_map(y, x, jnp.zeros(30), 4.0, a)
-        cost = sinkflow.epsilon.mean_cost(x, y, a)
-        cost_matrix = sinkflow.costs.squared_euclidean(x, y)
-        scaled = sinkflow.scaling.matrix_scaling(cost_matrix, 9.0, a, num_iterations=3)
-        return (*values, images[0, 0], cost, scaled.transport_cost), errors, flags, scaled.underflow
-
     values, errors, flags, underflow = everything(weights)
     assert all(jnp.isnan(value) for value in values)
     assert not any(flags)

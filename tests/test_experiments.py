@@ -188,6 +188,7 @@ def test_a_killed_run_started_again_ends_bit_for_bit_like_an_unbroken_one(start,
     assert left_over(broken) == []
 
 
+@pytest.mark.slow
 def test_plain_time_runs_on_four_devices_and_again_from_its_checkpoint(tmp_path):
     assert jax.local_device_count() == 4
     config = plane.Config(

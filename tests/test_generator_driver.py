@@ -65,6 +65,7 @@ def test_a_run_leaves_its_record_and_pictures(whole):
     assert lines[0]["epsilon"] > 0.5 and lines[-1]["epsilon"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_like_an_unbroken_one(whole, tmp_path, monkeypatch):
     class Interrupted(Exception):
         pass
@@ -103,6 +104,7 @@ def test_the_stop_is_at_the_stated_share():
         generating.watch(small(max_unconverged=0.019))(10, info)
 
 
+@pytest.mark.slow
 def test_digits_are_drawn_by_their_label(tmp_path):
     config = small("digits", labels=True, self_cloud="diagonal", out=str(tmp_path / "run"))
     result = generator.main(dataclasses.replace(config, m=40))

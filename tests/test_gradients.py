@@ -127,6 +127,7 @@ def test_velocity_can_be_differentiated(key, problem):
     np.testing.assert_allclose(jax.jvp(velocity, (x, y), move)[1], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivative_of_the_value(key, problem):
     """The implicit rule differentiates the potentials that the first derivative holds."""
     x, y, epsilon, a, b = problem
@@ -170,6 +171,7 @@ def test_divergence_gradient_is_minus_the_velocity(problem, gradient):
     np.testing.assert_allclose(-N * jax.grad(divergence)(x), velocity, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_divergence_with_a_second_cloud(key, problem):
     """Both clouds carry the gradient: with x' = x, together that of the divergence."""
     x, y, epsilon, _, _ = problem

@@ -100,6 +100,7 @@ def test_ablations_change_only_what_they_name():
         assert len(changed) <= 2, (label, changed)
 
 
+@pytest.mark.slow
 def test_pairs_are_the_points_that_the_flows_start_from():
     config = dataclasses.replace(SMOKE, num_particles=32, num_clouds=2, epsilon=0.5)
     task, seeds = data.task("moons"), keys(config)
@@ -121,6 +122,7 @@ def test_optimal_partners_stay_pairs():
     np.testing.assert_allclose(rows.x + rows.velocity, partners.reshape(rows.x.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sinkhorn_partners_at_small_epsilon_cost_as_little_as_the_optimal_ones():
     config = dataclasses.replace(SMOKE, num_particles=16, num_clouds=1)
     x, y = methods.draw_pairs(config, data.task("8gaussians-moons"), keys(config), 16)
