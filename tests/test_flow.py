@@ -128,6 +128,7 @@ def test_certificate_is_the_worse_solve_of_each_step(key):
     np.testing.assert_allclose(info.marginal_error[0], worse, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_energy_falls_to_zero_along_the_flow(key):
     x, y = clouds(key)
     last, trajectory, info = flow.run(x, y, 0.1, jnp.full(20, 0.25), limits=Limits(1e-4))

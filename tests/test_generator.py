@@ -261,6 +261,7 @@ def test_wrong_settings_are_named(problem):
         generator.regression_loss(affine, *problem, epsilons=[])
 
 
+@pytest.mark.slow
 def test_the_image_generator_has_the_asked_shape_range_and_labels():
     z = jax.random.normal(jax.random.key(0), (3, 5))
     net = generators.ConvGenerator(channels=8, num_classes=10)

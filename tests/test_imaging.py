@@ -62,6 +62,7 @@ def test_straight_rows_end_at_images_and_start_at_noise(key, pixels):
     assert 0 <= float(rows.t.min()) < 0.02 and 0.98 < float(rows.t.max()) < 1
 
 
+@pytest.mark.slow
 def test_straight_rows_of_a_second_phase_begin_at_its_start(key, config, pixels):
     config = dataclasses.replace(config, straight_start=0.25, pairs="exact", pair_size=16)
     late = stages.straight_rows(pixels, key, 500, 0.25, mirror=False)

@@ -101,6 +101,7 @@ def test_sharded_rows(key):
                 sinkflow.sinkhorn(moved, y, EPSILON)
 
 
+@pytest.mark.slow
 def test_a_pool_on_a_mesh(key):
     def build():
         samplers = sinkflow.data.gaussian, sinkflow.data.moons

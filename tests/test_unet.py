@@ -87,6 +87,7 @@ def test_any_width_and_any_divisible_size_of_images(channels):
     assert shape.shape == x.shape
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near_single(key):
     params = perturbed(parameters())
     expected = applied(jnp.float32)(params, *inputs(key))
