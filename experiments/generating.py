@@ -346,28 +346,45 @@ def watch(config: GeneratorConfig) -> Callable[[int, Info], None]:
     return look
 
 
+class Training(NamedTuple):
+    """What a training begins with: arguments of :func:`sinkflow.fit`, network and scales."""
+
+    net: Network
+    state: train.TrainState
+    step: Callable
+    key: jax.Array
+    scales: dict[str, Any]
+
+
+def training(config: GeneratorConfig, real: Real | None) -> Training:
+    """A fresh state, the step, the key of its draws, and the epsilons of the config."""
+    epsilons, temperature = units(config, real)
+    net = network(config)
+    key_init, key_steps = jax.random.split(config.key("train"))
+    seed = jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg")
+    make = jax.jit(lambda key: train.create(net.init(key), make_optimizer(config)))
+    scales = {"epsilon": epsilons.tolist(), "temperature": temperature}
+    step = make_step(config, net, epsilons, temperature)
+    return Training(net, make(seed), step, key_steps, scales)
+
+
 def learn(run: common.Run, config: GeneratorConfig, real: Real | None) -> tuple[Generator, dict]:
     """The trained generator, and its epsilons; resumes where an earlier start stopped."""
     with run.timed("train"):
-        epsilons, temperature = units(config, real)
-        net = network(config)
-        key_init, key_steps = jax.random.split(config.key("train"))
-        seed = jax.random.wrap_key_data(jax.random.bits(key_init, (4,), jnp.uint32), impl="rbg")
-        make = jax.jit(lambda key: train.create(net.init(key), make_optimizer(config)))
+        made = training(config, real)
         state = common.fit(
             run,
-            make(seed),
-            make_step(config, net, epsilons, temperature),
+            made.state,
+            made.step,
             lambda part: real,
-            key=key_steps,
+            key=made.key,
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
             watch=watch(config),
             summary=summary,
         )
-    scales = {"epsilon": epsilons.tolist(), "temperature": temperature}
-    return generator_of(config, net, state.ema_params), scales
+    return generator_of(config, made.net, state.ema_params), made.scales
 
 
 def generator_of(config: GeneratorConfig, net: Network, params) -> Generator:
