@@ -54,7 +54,8 @@ def _tutorial(epsilon: float, iterations: int, count: int, **changes: Any) -> di
 
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
-    "final": {"regression, second": {}, "with labels": {"labels": True, "n": 1000}},
+    "final": {"regression, second": {}},
+    "labels": {"plans within each class": {"labels": True, "n": 1000}},
     "objective": _objectives(),
     "tutorial's (epsilon, L, m)": {
         "1, 50, 300": _tutorial(1.0, 50, 300),

@@ -234,7 +234,7 @@ def test_defaults_are_those_of_the_data_set(monkeypatch):
         config = common.parse(generator.defaults(sys.argv[1:]), None)
         assert config == preset("mnist", n=512) and config.net == "conv"
     assert generator.defaults(["--smoke"]) == preset("8gaussians-moons", smoke=True)
-    assert preset("digits").num_samples == 500 and preset("fashion").train_steps == 18_000
+    assert preset("digits").num_samples == 500 and preset("fashion").train_steps == 12_000
     for name in ("moons", "digits", *IMAGES):
         check(preset(name))
 

@@ -40,7 +40,7 @@ LEVELS = [
 SHARED = {
     *("common", "tables", "methods", "peers", "processes", "bench_worker", "bench_unet_worker"),
     *("image_config", "imaging", "judge", "stages", "vectors"),
-    *("generating", "generator_config", "generator_reports"),
+    *("generating", "generator_config", "generator_grid", "generator_reports"),
 }
 OPTIMAL_TRANSPORT = {
     "inputs",
