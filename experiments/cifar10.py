@@ -14,13 +14,14 @@ from typing import ClassVar
 
 import tyro
 
-from experiments import common, imaging
-from experiments.image_config import ImageConfig
+from experiments.harness import cli
+from experiments.images import config as parts
+from experiments.images import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ImageConfig):
-    """Every number of the run. Lengths are pixel values in [-1, 1]."""
+class Network(parts.Network):
+    """The UNet of the velocities."""
 
     channels: int = 128
     """Width of the UNet's first level."""
@@ -30,6 +31,12 @@ class Config(ImageConfig):
     """Heights of images at which the UNet attends [pixels]."""
     dropout: float = 0.1
     """Dropout rate of the UNet in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(parts.Training):
+    """How the networks are trained."""
+
     velocity_steps: int = 100_000
     """Optimiser steps of the Sinkhorn velocity."""
     predictor_steps: int = 40_000
@@ -44,14 +51,22 @@ class Config(ImageConfig):
     """Decay of the moving average of parameters that samples are drawn with."""
     checkpoint_every: int = 5_000
     """Optimiser steps between checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(parts.ImageConfig):
+    """Every number of the run. Lengths are pixel values in [-1, 1]."""
+
+    network: Network = dataclasses.field(default_factory=Network)
+    training: Training = dataclasses.field(default_factory=Training)
     dataset: tyro.conf.Suppress[str] = "cifar10"
     """Data set."""
 
-    SMOKE: ClassVar[dict] = {**ImageConfig.SMOKE, "attention": ()}  # its widths suit no head
+    SMOKE: ClassVar[dict] = {**parts.ImageConfig.SMOKE, "attention": ()}  # its widths suit no head
     SHAPE: ClassVar[tuple[int, int, int]] = (32, 32, 3)
     CLASSIFIER: ClassVar[bool] = False
     FLIP: ClassVar[bool] = True
 
 
 if __name__ == "__main__":
-    common.run_driver(imaging.main, Config, __doc__)
+    cli.run_driver(pipeline.main, Config, __doc__)

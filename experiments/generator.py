@@ -1,8 +1,8 @@
 """One-step generators trained through the Sinkhorn loss, and opponents without a solver.
 
 Command:  python -m experiments.generator [--dataset digits|mnist|fashion|moons|...] [--labels]
-Runtime:  a minute on two CPU cores for the default, a minute and a half for digits; images need a
-          GPU. --smoke ends in under a minute.
+Runtime:  half a minute on two CPU cores for the default, and for digits; images need a GPU. --smoke
+          ends in under a minute.
 Expected: samples.png, interpolation.png, loss.png, of digits and images neighbours.png, and
           result.json with the scores of one network evaluation beside their floor. By default W2
           is within 5% of the floor.
@@ -13,9 +13,9 @@ Source:   arXiv:1706.00292 (the loss); arXiv:2401.14069 (the velocity); arXiv:26
 import argparse
 import sys
 
-from experiments import common
-from experiments import generator_reports as reports
-from experiments.generator_config import IMAGES, GeneratorConfig, check, preset
+from experiments.generators import reports
+from experiments.generators.config import IMAGES, GeneratorConfig, check, preset
+from experiments.harness import cli
 from sinkflow import data
 
 Config = GeneratorConfig  # named as every driver's
@@ -41,5 +41,6 @@ def defaults(arguments: list[str]) -> GeneratorConfig:
 
 
 if __name__ == "__main__":
-    with common.clear_errors():
-        main(common.parse(defaults(sys.argv[1:]), __doc__))
+    cli.keep_programs()
+    with cli.clear_errors():
+        main(cli.parse(defaults(sys.argv[1:]), __doc__))

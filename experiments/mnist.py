@@ -12,8 +12,9 @@ Source:   arXiv:2401.14069, the MNIST experiment; rivals arXiv:2210.02747 and ar
 import dataclasses
 from typing import ClassVar, Literal
 
-from experiments import common, imaging
-from experiments.image_config import ImageConfig
+from experiments.harness import cli
+from experiments.images import pipeline
+from experiments.images.config import ImageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,4 +28,4 @@ class Config(ImageConfig):
 
 
 if __name__ == "__main__":
-    common.run_driver(imaging.main, Config, __doc__)
+    cli.run_driver(pipeline.main, Config, __doc__)

@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.plane --task 8gaussians-moons
 Runtime:  a minute and a half on two CPU cores; --smoke ends in under a minute.
-Expected: the README's table "In the plane"; a larger change than its spread is a finding.
+Expected: experiments/results/plane.md; a larger change than its spread is a finding.
 Source:   arXiv:2401.14069, the 2-D experiments; geodesic time is ours.
 """
 
@@ -12,20 +12,32 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from experiments import common, vectors
+from experiments.harness import cli
+from experiments.harness.run import Run
+from experiments.harness.settings import check_positive_counts
+from experiments.vectors import config as parts
+from experiments.vectors import evaluation
+from experiments.vectors.learning import Samplers, draw_samples, learn
 from sinkflow import data, metrics, ode, plotting
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.FlowConfig):
-    """Every number of the run. Lengths are the plane's: targets span about 10."""
+class Sampling(parts.Sampling):
+    """How samples are drawn and measured."""
 
-    task: str = "8gaussians-moons"
-    """8gaussians, 8gaussians-moons, moons, scurve or checkerboard."""
     num_samples: int = 2048
     """Generated and target samples of each W2, both stratified."""
     num_floors: int = 5
     """Independent draws behind the floor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(parts.VectorConfig):
+    """Every number of the run. Lengths are the plane's: targets span about 10."""
+
+    task: str = "8gaussians-moons"
+    """8gaussians, 8gaussians-moons, moons, scurve or checkerboard."""
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     SMOKE: ClassVar[dict] = {
         "num_particles": 64,
@@ -37,27 +49,31 @@ class Config(common.FlowConfig):
         "num_samples": 128,
     }
 
-    DIM: ClassVar[int] = 2
-
-    def source(self, key, n):
-        return data.SAMPLERS[data.task(self.task).source](key, n)
-
     def name(self) -> str:
-        return f"plane-{self.task}-{self.time}"
+        return f"plane-{self.task}-{self.flow.time}"
 
 
 def main(config: Config) -> dict:
     """Fills the pool, fits the velocity, samples, measures; returns result.json's content."""
-    task = data.task(config.task)
-    common.check_positive_counts(num_samples=config.num_samples, num_floors=config.num_floors)
-    run = common.Run(config)
+    task, chosen = data.task(config.task), config.sampling
+    check_positive_counts(num_samples=chosen.num_samples, num_floors=chosen.num_floors)
+    run = Run(config)
     key_learn, key_x0, key_x1 = jax.random.split(jax.random.key(config.seed), 3)
-    field, certificates = common.learn(run, config, key_learn, data.SAMPLERS[task.target])
-
-    x0 = data.STRATIFIED[task.source](key_x0, config.num_samples)
-    samples = common.draw_samples(run, field, x0, config.nfe)
+    field, certificates = learn(
+        run,
+        key_learn,
+        Samplers(data.SAMPLERS[task.source], data.SAMPLERS[task.target], 2),
+        flow=config.flow,
+        network=config.network,
+        training=config.training,
+        nfe=chosen.nfe,
+    )
+    x0 = data.STRATIFIED[task.source](key_x0, chosen.num_samples)
+    samples = draw_samples(run, field, x0, chosen.nfe)
     with run.timed("evaluate"):
-        real, w2, floors = vectors.distances(config, task, samples, key_x1)
+        real, w2, floors = evaluation.distances(
+            task, samples, key_x1, num_samples=chosen.num_samples, num_floors=chosen.num_floors
+        )
     with run.timed("pictures"):
         draw_pictures(run, field, x0, real, samples, w2)
     floor, stratified_floor = float(np.mean(floors[:-1])), floors[-1]
@@ -83,12 +99,15 @@ def draw_pictures(run, field, x0, real, samples, w2):
     states = np.asarray(
         ode.trajectory(field.apply_fn, field.params, x0[:512], t1=field.horizon, nfe=32)
     )
-    paths = plotting.trajectories(states[:, :128], real, f"{run.config['task']}, learned flow")
+    times, task = np.linspace(0, field.horizon, len(states)), run.config["task"]
+    label = f"{run.config['time']} time"
+    paths = plotting.trajectories(states[:, :96], real, f"{task}, learned flow", label, times)
     plotting.save(paths, run.out / "trajectories.png")
-    plotting.save(plotting.loss_curve(*run.logged("loss")), run.out / "loss.png")
-    times = np.linspace(0, field.horizon, len(states))
+    steps, losses = run.logged("loss")
+    curve = plotting.loss_curve(steps, losses, run.config["steps_per_call"])
+    plotting.save(curve, run.out / "loss.png")
     plotting.flow_gif(states, real, run.out / "flow.gif", times)
 
 
 if __name__ == "__main__":
-    common.run_driver(main, Config, __doc__)
+    cli.run_driver(main, Config, __doc__)

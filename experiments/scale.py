@@ -17,8 +17,12 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from experiments import bench_worker, common
-from sinkflow import Limits, epsilon, sinkhorn_velocity
+from experiments.bench import pools
+from experiments.harness import cli
+from experiments.harness.run import Run
+from experiments.harness.settings import check_positive_counts, require_finite
+from sinkflow import Limits, sinkhorn_velocity
+from sinkflow.ot.regularisation import mean_cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +57,12 @@ class Config:
 
 def main(config: Config) -> dict:
     """Solves, and writes down how long it took and what the certificates say."""
-    common.check_positive_counts(num_particles=config.num_particles, dim=config.dim)
-    run = common.Run(config)
+    check_positive_counts(num_particles=config.num_particles, dim=config.dim)
+    run = Run(config)
     key_x, key_y = jax.random.split(jax.random.key(config.seed))
-    source, target = bench_worker.samplers(config.dim)
+    source, target = pools.samplers(config.dim)
     x, y = source(key_x, config.num_particles), target(key_y, config.num_particles)
-    regularisation = config.ratio * epsilon.mean_cost(x, y)
+    regularisation = config.ratio * mean_cost(x, y)
 
     print(f"{config.num_particles} points each, d {config.dim}, on {jax.devices()[0].device_kind}")
 
@@ -73,7 +77,7 @@ def main(config: Config) -> dict:
     *_, first = solve(3.0)
     print(f"{first:.1f} s to compile and to anneal once", flush=True)
     velocity, info, seconds = solve(config.threshold)
-    common.require_finite("velocity", velocity)
+    require_finite("velocity", velocity)
     solves = {"cloud to target": info.xy, "cloud to itself": info.xx}
     fields = ("marginal_error", "num_iterations", "converged", "entropy", "neighbours")
     memory = jax.devices()[0].memory_stats() or {}
@@ -104,4 +108,4 @@ def solves_text(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    common.run_driver(main, Config, __doc__)
+    cli.run_driver(main, Config, __doc__)

@@ -16,28 +16,11 @@ import pathlib
 import threading
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 
-from experiments import common, imaging, tables
-from experiments import generator_grid as grid
-from sinkflow import plotting
-
-HEADINGS = {
-    "fd": "FD ↓",
-    "kd": "KD ↓",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "coverage": "coverage ↑",
-    "class_tv": "class TV ↓",
-    "memorised": "memorised",
-    "variance_ratio": "variance / data's",
-    "classes_covered": "classes",
-    "step_ms": "ms a step",
-    "loss_ms": "of it objective",
-    "memory_gb": "memory [GB]",
-}
-SHOWN = 12  # images of a row in a picture
+from experiments.generators import comparison, grid
+from experiments.harness import cli, files, folders, tables
+from experiments.images import scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +39,7 @@ class Config:
     num_samples: int = 10_000
     """Samples to draw and measure."""
     side_by_side: int = 3
-    """Rows that are prepared at one time; they train one after the other."""
+    """Rows that are prepared and judged at one time; they train one after the other."""
     data_dir: str = ""
     """Folder with the published files; by default SINKFLOW_DATA, or else a download."""
     out: str = "runs/table-generators"
@@ -75,77 +58,45 @@ def main(config: Config) -> list[tables.Table]:
         groups = groups[:1]
     else:
         changes |= {"train_steps": config.train_steps, "num_samples": config.num_samples}
+    folders.opened(out)
     made = grid.rows(out, config.dataset, groups, config.seeds, smoke=config.smoke, **changes)
     todo = [row for row in made if grid.read(row) is None]
     print(f"{len(todo)} of {len(made)} rows to run")
-    references = run(todo, config.side_by_side) if todo else None
-    if references is not None:
-        common.write_json(out / "references.json", references)
+    if todo or not (out / "references.json").exists():
+        references = run(made[0], todo, config.side_by_side)
+        files.write_json(out / "references.json", references)
     cells = [cell for row in made if (cell := grid.read(row)) is not None]
-    common.write_json(out / "record.json", {"cells": cells})
-    found = [table(config.dataset, group, cells) for group in groups]
+    files.write_json(out / "record.json", {"cells": cells})
+    found = [comparison.table(config.dataset, group, cells) for group in groups]
     tables.write(out, found)
     for group in groups:
-        draw(out, group, [row for row in made if row.group == group])
+        comparison.draw(out, group, [row for row in made if row.group == group])
     return found
 
 
-def run(todo: list[grid.Row], side_by_side: int) -> dict[str, Any]:
-    """Runs the rows and returns what real images score."""
-    first: Any = todo[0].config
-    train, test = (imaging.load(first, split) for split in ("train", "test"))
-    data = grid.Data(train, imaging.Scorer(first, train, test))
-    locks = grid.Locks(threading.Lock(), threading.Lock())
+def run(one: grid.Row, todo: list[grid.Row], side_by_side: int) -> dict[str, Any]:
+    """Runs the rows and returns what real images and traps score; ``one`` is any row."""
+    first: Any = one.config
+    train, test = scoring.load_splits(
+        first.dataset, first.data_dir, smoke=first.smoke, shape=first.SHAPE
+    )
+    data = grid.Data(train, scoring.Scorer(first.dataset, train, test, first.num_samples))
+    device = threading.Lock()
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
-        waiting = [pool.submit(grid.run, row, data, locks) for row in todo]
+        waiting = [pool.submit(grid.run, row, data, device) for row in todo]
         done = concurrent.futures.as_completed(waiting)
-        for future in common.progress("rows")(done, total=len(todo)):
-            cell = future.result()
-            print(" ".join([cell["group"], cell["row"], str(cell["seed"]), *described(cell)]))
-    return data.scorer.judge.floor()
-
-
-def described(cell: dict[str, Any]) -> list[str]:
-    """The cell's numbers in a line."""
-    return [cell.get("failed", ""), *(f"{k} {cell[k]:.4g}" for k in HEADINGS if k in cell)]
-
-
-def table(dataset: str, group: str, cells: list[dict[str, Any]]) -> tables.Table:
-    """A row for each of the group's, mean and deviation where there are several seeds."""
-    own = [cell for cell in cells if cell["group"] == group]
-    body = []
-    for label in dict.fromkeys(cell["row"] for cell in own):
-        same = [cell for cell in own if cell["row"] == label]
-        failed = next((cell["failed"] for cell in same if "failed" in cell), None)
-        values = [number(same, name) for name in HEADINGS]
-        body.append([label, *([failed] + [""] * (len(HEADINGS) - 1) if failed else values)])
-    kinds = sorted({cell["device"]["kind"] for cell in own})
-    steps = sorted({cell["config"]["train_steps"] for cell in own})
-    title = f"{dataset}, one evaluation, {steps} steps, {', '.join(kinds)}"
-    return tables.Table(title, [group, *HEADINGS.values()], body)
-
-
-def number(cells: list[dict[str, Any]], name: str) -> str:
-    """Mean over seeds, with the deviation where there are several."""
-    if any(name not in cell for cell in cells):
-        return ""
-    values = [cell[name] for cell in cells]
-    spread = f" ± {np.std(values):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3g}{spread}"
-
-
-def draw(out: pathlib.Path, group: str, rows: list[grid.Row]) -> None:
-    """The first images of each row, side by side."""
-    files = {row.label: row.file.with_suffix(".npy") for row in reversed(rows)}
-    shown = {
-        label: imaging.scaled(np.load(file)[:SHOWN])
-        for label, file in reversed(files.items())
-        if file.is_file()
-    }
-    if shown:
-        plotting.save(plotting.image_grid(shown, SHOWN), out / f"samples-{grid.slug(group)}.png")
+        try:
+            for future in cli.progress("rows")(done, total=len(todo)):
+                cell = future.result()
+                names = cell["group"], cell["row"], str(cell["seed"])
+                print(" ".join([*names, *comparison.described(cell)]))
+        except BaseException:  # also SIGTERM: no row begins that nobody waits for
+            pool.shutdown(cancel_futures=True)
+            raise
+    return data.scorer.references()
 
 
 if __name__ == "__main__":
-    with common.clear_errors():
-        main(tyro.cli(Config, description=common.header(__doc__), prog=common.program()))
+    cli.keep_programs()
+    with cli.clear_errors():
+        main(tyro.cli(Config, description=cli.header(__doc__), prog=cli.program()))

@@ -54,7 +54,7 @@ print(f"{rows.x.shape[0]} paths of {rows.x.shape[1]} steps, all converged: {info
 # where samples begin.
 
 # %%
-model, optimizer = sinkflow.models.VelocityMLP((128, 128, 128)), optax.adam(2e-3)
+model, optimizer = sinkflow.nets.VelocityMLP((128, 128, 128)), optax.adam(2e-3)
 step = train.drawing_step(
     train.make_step(model.apply, optimizer, ema_decay=0.99),
     functools.partial(pool.sample, batch_size=256, power=2.0),

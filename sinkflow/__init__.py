@@ -1,7 +1,7 @@
 """Generative modelling by the Wasserstein gradient flow of the Sinkhorn divergence, in JAX.
 
 The modules of ``LAZY`` are imported on their first use, for what they need takes seconds to load:
-POT, SciPy and scikit-learn (assignment, metrics), matplotlib (plotting), Orbax (checkpoint).
+POT, SciPy and scikit-learn (exact, metrics), matplotlib (plotting), Orbax (checkpoint).
 """
 
 import importlib
@@ -9,67 +9,72 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sinkflow import (
-    costs,
     data,
-    epsilon,
     flow,
-    general,
     generator,
-    generators,
-    interpolants,
-    models,
+    nets,
     ode,
-    offdiagonal,
     opponents,
+    pairs,
     parallel,
     pool,
     sampling,
-    scaling,
     train,
 )
-from sinkflow.certificate import SinkhornOutput
-from sinkflow.divergence import barycentric_map, sinkhorn_divergence, sinkhorn_velocity
-from sinkflow.epsilon import epsilon_for_entropy, epsilon_for_neighbours
 from sinkflow.fit import fit, load_field
-from sinkflow.limits import Limits
-from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
+from sinkflow.nets import generators
+from sinkflow.ot import costs, general, offdiagonal, regularisation, scaling
+from sinkflow.ot.barycentric import barycentric_map
+from sinkflow.ot.divergence import sinkhorn_divergence, sinkhorn_velocity
+from sinkflow.ot.limits import Limits
+from sinkflow.ot.matrix import sinkhorn_matrix
+from sinkflow.ot.output import SinkhornOutput
+from sinkflow.ot.regularisation import epsilon_for_entropy, epsilon_for_neighbours
+from sinkflow.ot.solver import sinkhorn, sinkhorn_self
 
 if TYPE_CHECKING:
-    from sinkflow import assignment, checkpoint, metrics, plotting
+    from sinkflow import checkpoint, metrics, plotting
+    from sinkflow.ot import exact
 
-LAZY = ("assignment", "checkpoint", "metrics", "plotting")
+LAZY = {
+    "checkpoint": "sinkflow.checkpoint",
+    "exact": "sinkflow.ot.exact",
+    "metrics": "sinkflow.metrics",
+    "plotting": "sinkflow.plotting",
+}
 
 __version__ = "0.1.0"
 __all__ = [
     "Limits",
     "SinkhornOutput",
-    "assignment",
     "barycentric_map",
     "checkpoint",
     "costs",
     "data",
-    "epsilon",
     "epsilon_for_entropy",
     "epsilon_for_neighbours",
+    "exact",
     "fit",
     "flow",
     "general",
     "generator",
     "generators",
-    "interpolants",
     "load_field",
     "metrics",
-    "models",
+    "nets",
     "ode",
     "offdiagonal",
     "opponents",
+    "pairs",
     "parallel",
     "plotting",
     "pool",
+    "regularisation",
     "sampling",
     "scaling",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sinkhorn_matrix",
     "sinkhorn_self",
     "sinkhorn_velocity",
     "train",
@@ -78,7 +83,7 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     if name in LAZY:
-        return importlib.import_module(f"sinkflow.{name}")
+        return importlib.import_module(LAZY[name])
     raise AttributeError(f"module 'sinkflow' has no attribute {name!r}")
 
 

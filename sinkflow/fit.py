@@ -1,8 +1,5 @@
 """Training: any pure step over rows, with a log, checkpoints, resuming and refreshed rows."""
 
-import dataclasses
-import importlib
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,20 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import parallel, train
+from sinkflow import _described, parallel, train
+from sinkflow._described import NETWORK
 from sinkflow.types import PRNGKey
+
+__all__ = ["NETWORK", "Field", "FitReport", "check_finite", "fit", "load_field"]
 
 # Orbax takes seconds to load: checkpoint is imported by the functions that need it.
 
 State = TypeVar("State")
+Folder = str | pathlib.Path | None
 CHECKPOINTS = "checkpoints"
-NETWORK = "network.json"
-LIBRARY = "sinkflow."  # a network.json names classes of no other package: it must not run code
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class FitReport(NamedTuple):
-    """What one call of :func:`fit` did.
+    """What one call of :func:`sinkflow.fit` did.
 
     Attributes:
       steps: steps of this call, without those before it was resumed.
@@ -73,6 +72,7 @@ def fit(
     summary: Callable = train.mean_over_steps,
     progress: Callable[[range], Iterable[int]] = iter,
     compiled: Callable[[Any], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[State, FitReport]:
     """Trains until ``state.step`` is ``num_steps``; resumes from the folder's newest checkpoint.
 
@@ -104,6 +104,8 @@ def fit(
       progress: wraps the range of the calls' first steps, once it is known where to begin.
       compiled: called with the compiled call before the first one, for example to ask for its
         memory.
+      stop: asked before each call; once it is true the training ends there, with a checkpoint. Its
+        ``state.step`` is then below ``num_steps``, and the same arguments go on.
 
     Returns:
       The trained state and what was done.
@@ -113,13 +115,15 @@ def fit(
         config, network or more steps, rows that the devices cannot share evenly, a network that
         is not of sinkflow, a state without ``step`` (or ``ema_params`` beside a network), or a step
         that does not count.
-      FloatingPointError: a metric is not finite.
+      FloatingPointError: a metric, or an array of the state, is not finite; the message names step
+        and array. The last checkpoint is kept.
+      OSError: a checkpoint could not be written, see :func:`sinkflow.checkpoint.save`.
 
     Example:
       >>> import functools, jax, optax, sinkflow
       >>> from sinkflow import pool, train
       >>> x = jax.random.normal(jax.random.key(0), (64, 2))
-      >>> model, adam = sinkflow.models.VelocityMLP((8,)), optax.adam(0.01)
+      >>> model, adam = sinkflow.nets.VelocityMLP((8,)), optax.adam(0.01)
       >>> draw = functools.partial(pool.sample, batch_size=16)
       >>> step = train.drawing_step(train.make_step(model.apply, adam, ema_decay=0.9), draw)
       >>> state = train.init(jax.random.key(1), model, adam, dim=2)
@@ -134,17 +138,20 @@ def fit(
     _check_state(state, network)
     if refresh_every and not callable(rows):
         raise ValueError(f"refresh_every is {refresh_every}; give rows as a function of the part")
-    description = None if network is None else _description(network, horizon)
+    description = None if network is None else _described.description(network, horizon)
     state, resumed_from = _restored(state, folder, config)
     done = int(state.step)  # type: ignore[attr-defined]
     _check_start(done, num_steps, steps_per_call, folder)
     if folder is not None and description is not None:
-        _write_description(pathlib.Path(folder), description, resumed_from is not None)
+        _described.write(pathlib.Path(folder), description, resumed_from is not None)
     advance = parallel.pmap_step(_call(train.make_steps(step, steps_per_call, summary=summary)))
     keys = jax.random.split(key, jax.local_device_count())
     part_steps = refresh_every or num_steps
     state, shards, part = parallel.replicate(state), None, -1
+    last = saved = done
     for first in progress(range(done, num_steps, steps_per_call)):
+        if stop is not None and stop():
+            break
         if first // part_steps != part:
             shards = None  # the last part's memory is free before the next one takes its own
             made = rows(first // part_steps) if callable(rows) else rows
@@ -153,16 +160,19 @@ def fit(
             if part < 0 and compiled is not None:
                 compiled(advance.lower(state, shards).compile())
             part = first // part_steps
-        state, metrics = advance(state, shards)
+        state, (metrics, finite) = advance(state, shards)
         last = first + steps_per_call
         _check_step(state, first, last)
         check_finite(last, metrics if isinstance(metrics, Mapping) else metrics._asdict())
+        _check_finite_state(last, finite)
         if log is not None:
             log(last, metrics)
-        due = last == num_steps or last % (checkpoint_every or num_steps) == 0
-        if folder is not None and due:
+        if folder is not None and last % (checkpoint_every or num_steps) == 0:
             _save(folder, last, state, config)
-    return state, FitReport(num_steps - done, time.perf_counter() - begin, resumed_from)
+            saved = last
+    if folder is not None and saved != last:  # stopped, or at its end
+        _save(folder, last, state, config)
+    return state, FitReport(last - done, time.perf_counter() - begin, resumed_from)
 
 
 def load_field(folder: str | pathlib.Path) -> Field:
@@ -183,11 +193,12 @@ def load_field(folder: str | pathlib.Path) -> Field:
         raise ValueError(f"{folder} has no {NETWORK}; give sinkflow.fit the network it trains")
     if checkpoint.latest_step(folder / CHECKPOINTS) is None:
         raise ValueError(f"{folder} has no checkpoint yet; start its training again")
-    described = json.loads((folder / NETWORK).read_text())
-    apply_fn = _network(described).apply
+    made, horizon = _described.read(folder)
     state, config = checkpoint.load(folder / CHECKPOINTS)
+    if "ema_params" not in state:
+        raise ValueError(f"{folder / CHECKPOINTS} holds no ema_params; they are a field's")
     params = jax.tree.map(jnp.asarray, state["ema_params"])
-    return Field(apply_fn, params, described["horizon"], config)
+    return Field(made.apply, params, horizon, config)
 
 
 def check_finite(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -203,17 +214,20 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def _call(steps):
+def _call(steps: Callable) -> Callable:
     """The steps of one device, for :func:`sinkflow.parallel.pmap_step`."""
 
-    def call(state, shard, *, axis_name):
+    def call(state: Any, shard: Any, *, axis_name: str) -> tuple[Any, Any]:
         rows, key = shard
-        return steps(state, rows, key[0], axis_name=axis_name)
+        state, metrics = steps(state, rows, key[0], axis_name=axis_name)
+        return state, (metrics, jax.tree.map(_is_finite, state))
 
     return call
 
 
-def _check_counts(num_steps, steps_per_call, checkpoint_every, refresh_every, folder):
+def _check_counts(
+    num_steps: int, steps_per_call: int, checkpoint_every: int, refresh_every: int, folder: Folder
+) -> None:
     if steps_per_call < 1:
         raise ValueError(f"steps_per_call is {steps_per_call}; it must be at least 1")
     if num_steps < 1:
@@ -228,7 +242,7 @@ def _check_counts(num_steps, steps_per_call, checkpoint_every, refresh_every, fo
             )
 
 
-def _check_state(state, network):
+def _check_state(state: Any, network: Any) -> None:
     """Raises ValueError that names the field that the state lacks."""
     for name in ("step", *(["ema_params"] if network is not None else [])):
         if not hasattr(state, name):
@@ -237,7 +251,7 @@ def _check_state(state, network):
             )
 
 
-def _check_start(done, num_steps, steps_per_call, folder):
+def _check_start(done: int, num_steps: int, steps_per_call: int, folder: Folder) -> None:
     """Raises ValueError unless whole calls lead from the steps done to those that are wanted."""
     where = "state" if folder is None else folder
     if done > num_steps:
@@ -251,7 +265,25 @@ def _check_start(done, num_steps, steps_per_call, folder):
         )
 
 
-def _check_step(state, first, last):
+def _is_finite(leaf: Any) -> Any:
+    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else True
+
+
+def _check_finite_state(step: int, finite: Any) -> None:
+    """Raises FloatingPointError that names the arrays of the state that are not finite.
+
+    A loss is of the parameters before its step: the last update may have spoilt them unseen.
+    """
+    leaves = jax.tree.leaves_with_path(jax.device_get(finite))
+    bad = [jax.tree_util.keystr(path) for path, whole in leaves if not whole]
+    if bad:
+        raise FloatingPointError(
+            f"step {step}: not finite in the state: {', '.join(bad)}; lower learning_rate or look "
+            "at the data"
+        )
+
+
+def _check_step(state: Any, first: int, last: int) -> None:
     if int(state.step) != last:
         raise ValueError(
             f"step took state.step from {first} to {int(state.step)} in {last - first} steps; it "
@@ -259,7 +291,7 @@ def _check_step(state, first, last):
         )
 
 
-def _restored(state, folder, config):
+def _restored(state: State, folder: Folder, config: Mapping[str, Any]) -> tuple[State, int | None]:
     """The newest checkpoint and its step, or the state as it is and None."""
     if folder is None:
         return state, None
@@ -269,51 +301,10 @@ def _restored(state, folder, config):
     if checkpoint.latest_step(checkpoints) is None:
         return state, None
     state = checkpoint.restore(checkpoints, state, config)
-    return state, int(state.step)
+    return state, int(state.step)  # type: ignore[attr-defined]
 
 
-def _save(folder, step, state, config):
+def _save(folder: str | pathlib.Path, step: int, state: Any, config: Mapping[str, Any]) -> None:
     from sinkflow import checkpoint
 
     checkpoint.save(pathlib.Path(folder) / CHECKPOINTS, step, state, config)
-
-
-# The network's settings, beside the checkpoints.
-
-
-def _description(network, horizon) -> dict[str, Any]:
-    """What :func:`load_field` makes the network from, as JSON returns it."""
-    kind = type(network)
-    if not kind.__module__.startswith(LIBRARY):
-        raise ValueError(
-            f"network is a {kind.__name__} of {kind.__module__}; only those of sinkflow can be "
-            "loaded by name: leave network away and read the parameters with checkpoint.load"
-        )
-    own = [field.name for field in dataclasses.fields(network)]
-    settings = {name: getattr(network, name) for name in own if name not in ("parent", "name")}
-    described = {
-        "network": f"{kind.__module__}.{kind.__name__}",
-        "settings": settings,
-        "horizon": float(horizon),
-    }
-    return json.loads(json.dumps(described, default=lambda dtype: jnp.dtype(dtype).name))
-
-
-def _write_description(folder, described, resumed):
-    """Writes network.json; a resumed run's must be the same, an older run may have none."""
-    from sinkflow import checkpoint
-
-    path = folder / NETWORK
-    if resumed and path.exists():
-        checkpoint.check_config(path, json.loads(path.read_text()), described)
-    folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.whole_file(path) as partial:
-        partial.write_text(json.dumps(described, indent=1) + "\n")
-
-
-def _network(described) -> Any:
-    module, _, name = described["network"].rpartition(".")
-    if not module.startswith(LIBRARY):
-        raise ValueError(f"network is {described['network']}; only those of sinkflow are loaded")
-    lists = {k: tuple(v) for k, v in described["settings"].items() if isinstance(v, list)}
-    return getattr(importlib.import_module(module), name)(**{**described["settings"], **lists})

@@ -9,11 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow import inputs, loops
-from sinkflow.divergence import sinkhorn_velocity
-from sinkflow.limits import Limits, check_limits
-from sinkflow.sinkhorn import check_problem
+from sinkflow.ot import _inputs, _loops
+from sinkflow.ot._inputs import check_limits, check_problem
+from sinkflow.ot.divergence import VelocityInfo, sinkhorn_velocity
+from sinkflow.ot.limits import Limits
+from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike, widened
+
+__all__ = [
+    "FlowInfo",
+    "FlowState",
+    "Trajectory",
+    "Warm",
+    "check_step_sizes",
+    "init",
+    "run",
+    "step",
+    "step_sizes",
+]
 
 
 class Warm(NamedTuple):
@@ -52,7 +65,7 @@ class Trajectory(NamedTuple):
 
 def init(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> FlowState:
     """State at flow time 0. Potentials start at zero; the first solve anneals from there."""
-    x, y = inputs.as_clouds(x, y)
+    x, y = _inputs.as_clouds(x, y)
     zero = jnp.zeros((), x.dtype)
     xy, xx = (jnp.zeros(cloud.shape[0], x.dtype) for cloud in (y, x))
     return FlowState(x, zero, Warm(xy, xy), Warm(xx, xx))
@@ -103,7 +116,13 @@ def step(
     return moved, seen
 
 
-def _predict(warm: Warm, solved, scale, damping, first) -> Warm:
+def _predict(
+    warm: Warm,
+    solved: Float[Array, "k"],
+    scale: float | Scalar,
+    damping: Scalar,
+    first: Bool[Array, ""],
+) -> Warm:
     """The potential after a step: ``scale`` times this one, plus what that missed last time.
 
     Particles that go the share ``step_size`` of their way to a fixed target, as optimal transport
@@ -116,17 +135,19 @@ def _predict(warm: Warm, solved, scale, damping, first) -> Warm:
     return Warm(plain + damping * missed, plain)
 
 
-def _halves_velocity(state, y, epsilon, limits):
+def _halves_velocity(
+    state: FlowState, y: Float[Array, "m d"], epsilon: ScalarLike, limits: Limits
+) -> tuple[Float[Array, "n d"], VelocityInfo]:
     """Velocities of two clouds that are each other's self reference, certificates merged."""
     if state.x.shape[0] % 2 or y.shape[0] % 2:
         raise ValueError(
             f"x has {state.x.shape[0]} and y {y.shape[0]} points; halves need even numbers"
         )
 
-    def halves(leaf):
+    def halves(leaf: Array) -> Array:
         return leaf.reshape(2, -1, *leaf.shape[1:])
 
-    def solve(x, y, other, xy, xx):
+    def solve(x: Array, y: Array, other: Array, xy: Array, xx: Array) -> tuple[Array, VelocityInfo]:
         inits = {"xy_init": xy, "xx_init": xx}
         return sinkhorn_velocity(x, y, epsilon, self_cloud=other, **inits, limits=limits)
 
@@ -144,7 +165,7 @@ def _halves_velocity(state, y, epsilon, limits):
     return velocity.reshape(state.x.shape), merged
 
 
-def _merge(solves):
+def _merge(solves: SinkhornOutput) -> SinkhornOutput:
     """Potentials of two solves end to end, and their iterations together."""
     return solves._replace(g=solves.g.reshape(-1), num_iterations=jnp.sum(solves.num_iterations))
 
@@ -186,18 +207,27 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnames=("storage", "independent_self"))
-def _run(x, y, epsilon, step_sizes, threshold, max_iterations, storage, independent_self):
+def _run(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    epsilon: Scalar,
+    step_sizes: Float[Array, "steps"],
+    threshold: Scalar,
+    max_iterations: Int[Array, ""],
+    storage: str,
+    independent_self: bool,
+) -> tuple[FlowState, Trajectory, FlowInfo]:
     limits = Limits(threshold, max_iterations, storage)
     advance = functools.partial(
         step, epsilon=epsilon, limits=limits, independent_self=independent_self
     )
 
-    def body(state, step_size):
+    def body(state: FlowState, step_size: Scalar) -> tuple[FlowState, tuple[Trajectory, FlowInfo]]:
         moved, info = advance(state, y, step_size=step_size)
         return moved, (Trajectory(state.x, state.t, info.velocity), info)
 
     step_sizes = step_sizes.astype(x.dtype)
-    start = loops.varying_with(init(x, y), (x, y, epsilon, step_sizes, threshold, max_iterations))
+    start = _loops.varying_with(init(x, y), (x, y, epsilon, step_sizes, threshold, max_iterations))
     state, (trajectory, info) = jax.lax.scan(body, start, step_sizes)
     return state, trajectory, info
 

@@ -12,15 +12,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, loops, scaling
-from sinkflow.divergence import barycentric_map, sinkhorn_velocity
-from sinkflow.limits import Limits
-from sinkflow.offdiagonal import sinkhorn_offdiagonal
-from sinkflow.sinkhorn import sinkhorn, sinkhorn_self
+from sinkflow._generated import SELF_CLOUDS, normal, samples, second_cloud, towards
+from sinkflow.ot import _loops, costs, scaling
+from sinkflow.ot.barycentric import barycentric_map
+from sinkflow.ot.divergence import sinkhorn_velocity
+from sinkflow.ot.limits import Limits
+from sinkflow.ot.offdiagonal import OffDiagonal, sinkhorn_offdiagonal
+from sinkflow.ot.output import SinkhornOutput
+from sinkflow.ot.solver import sinkhorn, sinkhorn_self
 from sinkflow.types import Array, Float, Int, PRNGKey, Scalar, ScalarLike
 
+__all__ = [
+    "SELF_CLOUDS",
+    "Certificate",
+    "divergence_loss",
+    "entropic_loss",
+    "regression_loss",
+    "transport_loss",
+]
+
+Solve = SinkhornOutput | OffDiagonal
+
 DOMAINS = ("log", "scaling")
-SELF_CLOUDS = ("second", "same", "diagonal")
 LIMITS = Limits(1e-2, 100)  # of the solves of a training step
 TINY = 1e-12  # added to a mean square that is divided by
 
@@ -37,11 +50,6 @@ class Certificate(NamedTuple):
     marginal_error: Scalar
     num_iterations: Int[Array, ""]
     num_solves: Int[Array, ""]
-
-
-def normal(key: PRNGKey, z: Float[Array, "n *latent"]) -> Float[Array, "n *latent"]:
-    """Standard normal latent points of the shape of z."""
-    return jax.random.normal(key, z.shape, z.dtype)
 
 
 def transport_loss(
@@ -104,7 +112,9 @@ def transport_loss(
     return value, Certificate(bad.astype(int), error, count, jnp.asarray(1))
 
 
-def _log_scalings(cost, epsilon, num_iterations) -> tuple[Scalar, Scalar]:
+def _log_scalings(
+    cost: Float[Array, "n m"], epsilon: ScalarLike, num_iterations: int
+) -> tuple[Scalar, Scalar]:
     """Transport cost and marginal error after so many scalings of uniform marginals.
 
     On the costs as they are: the solver's own, of clouds at their means, start elsewhere, and
@@ -112,13 +122,12 @@ def _log_scalings(cost, epsilon, num_iterations) -> tuple[Scalar, Scalar]:
     """
     log_n, log_m = (jnp.log(jnp.asarray(count, cost.dtype)) for count in cost.shape)
 
-    def scale(potentials, _):
-        _, g = potentials
-        f = epsilon * (log_m - jax.nn.logsumexp((g[None, :] - cost) / epsilon, axis=1))
-        g = epsilon * (log_n - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0))
+    def scale(potentials: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        f = (log_m - jax.nn.logsumexp((potentials[1][None, :] - cost) / epsilon, axis=1)) * epsilon
+        g = (log_n - jax.nn.logsumexp((f[:, None] - cost) / epsilon, axis=0)) * epsilon
         return (f, g), None
 
-    zeros = loops.varying_with((jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0])), cost)
+    zeros = _loops.varying_with((jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0])), cost)
     (f, g), _ = jax.lax.scan(scale, zeros, length=num_iterations)
     density = jnp.exp((f[:, None] + g[None, :] - cost) / epsilon)
     excess = (jnp.mean(density, axis=axis) - 1 for axis in (0, 1))
@@ -252,7 +261,8 @@ def regression_loss(
     fixed = jax.lax.stop_gradient(x)
     other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     other = jax.lax.stop_gradient(other)
-    total, solves = jnp.zeros_like(fixed), []
+    total = jnp.zeros_like(fixed)
+    solves: list[Solve] = []
     for epsilon in epsilons:
         if self_cloud == "diagonal":
             v, made = _offdiagonal_velocity(fixed, y, epsilon, limits)
@@ -264,7 +274,9 @@ def regression_loss(
     return towards(x, total), _certificate(solves)
 
 
-def _offdiagonal_velocity(x, y, epsilon, limits):
+def _offdiagonal_velocity(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], epsilon: ScalarLike, limits: Limits
+) -> tuple[Float[Array, "n d"], list[Solve]]:
     """T_xy - T_xx without the diagonal of the second plan, and the two solves."""
     xy = sinkhorn(x, y, epsilon, limits=limits)
     images, _ = barycentric_map(x, y, xy.g, epsilon)
@@ -272,7 +284,7 @@ def _offdiagonal_velocity(x, y, epsilon, limits):
     return images - xx.images, [xy, xx]
 
 
-def _certificate(solves) -> Certificate:
+def _certificate(solves: Sequence[Solve]) -> Certificate:
     """What the outputs of several solves say together."""
     bad = jnp.sum(jnp.stack([~solve.converged for solve in solves]).astype(int))
     error = jnp.max(jnp.stack([solve.marginal_error for solve in solves]))
@@ -281,29 +293,5 @@ def _certificate(solves) -> Certificate:
     return jax.lax.stop_gradient(Certificate(bad, error, iterations, count))
 
 
-def samples(apply_fn: Callable, params: Any, z: Float[Array, "n *latent"]) -> Float[Array, "n d"]:
-    """What the generator makes of z, as vectors."""
-    x = apply_fn(params, z)
-    return x.reshape(x.shape[0], -1)
-
-
-def second_cloud(apply_fn, params, z, key, self_cloud, latent):
-    """The self term's second cloud; None for the same one, with or without its diagonal."""
-    if self_cloud not in SELF_CLOUDS:
-        choices = ", ".join(SELF_CLOUDS)
-        raise ValueError(f"unknown self_cloud {self_cloud!r}; choose one of {choices}")
-    if self_cloud != "second":
-        return None
-    if key is None:
-        raise ValueError("a second cloud needs a key; give one, or self_cloud='diagonal'")
-    return samples(apply_fn, params, latent(key, z))
-
-
-def towards(x, v):
-    """Half the mean over samples of |x - sg(x + v)|^2."""
-    goal = jax.lax.stop_gradient(x + v)
-    return 0.5 * jnp.mean(jnp.sum((x - goal) ** 2, axis=1))
-
-
-def _normalized(v):
+def _normalized(v: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return v * jax.lax.rsqrt(jnp.mean(v**2) + TINY)

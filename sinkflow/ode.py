@@ -2,32 +2,48 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sinkflow.types import Array, Float, ScalarLike, check_shape, widened
+from sinkflow.types import ApplyFn, Array, Float, Int, ScalarLike, check_shape, widened
 
-ApplyFn = Callable[..., Array]  # (params, x [n, d], t [n]) -> velocity [n, d]
+__all__ = [
+    "ab2",
+    "advance",
+    "euler",
+    "heun",
+    "integrate",
+    "midpoint",
+    "num_steps",
+    "rk4",
+    "trajectory",
+]
+
+Velocity = Callable[[Array, Array], Array]  # of x and t
+Memory = tuple[Array, ...]  # of a multistep method: the last velocity and step; else empty
+Carry = tuple[Array, Memory]
 
 
-def euler(field, x, t, dt):
+def euler(field: Velocity, x: Array, t: Array, dt: Array) -> Array:
     """First order: one evaluation."""
     return x + _scale(dt, field(x, t))
 
 
-def midpoint(field, x, t, dt):
+def midpoint(field: Velocity, x: Array, t: Array, dt: Array) -> Array:
     """Second order: two evaluations."""
     return x + _scale(dt, field(x + _scale(dt / 2, field(x, t)), t + dt / 2))
 
 
-def heun(field, x, t, dt):
+def heun(field: Velocity, x: Array, t: Array, dt: Array) -> Array:
     """Second order (explicit trapezoid): two evaluations."""
     first = field(x, t)
     return x + _scale(dt / 2, first + field(x + _scale(dt, first), t + dt))
 
 
-def rk4(field, x, t, dt):
+def rk4(field: Velocity, x: Array, t: Array, dt: Array) -> Array:
     """Fourth order (classical Runge-Kutta): four evaluations."""
     k1 = field(x, t)
     k2 = field(x + _scale(dt / 2, k1), t + dt / 2)
@@ -36,7 +52,7 @@ def rk4(field, x, t, dt):
     return x + _scale(dt / 6, k1 + 2 * k2 + 2 * k3 + k4)
 
 
-def ab2(field, x, t, dt, last):
+def ab2(field: Velocity, x: Array, t: Array, dt: Array, last: Memory) -> tuple[Array, Memory]:
     """Second order (Adams-Bashforth): one evaluation, and the ``last`` one with its step.
 
     The first step, ``last`` with a step of 0, is Euler's. Steps may be unequal.
@@ -68,7 +84,7 @@ def num_steps(nfe: int, method: str = "euler") -> int:
     return int(nfe) // count
 
 
-def _stages(method):
+def _stages(method: str) -> int:
     if method not in STAGES:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(STAGES)}")
     return STAGES[method]
@@ -76,7 +92,7 @@ def _stages(method):
 
 def integrate(
     apply_fn: ApplyFn,
-    params,
+    params: Any,
     x: Float[Array, "n d"],
     *,
     t0: ScalarLike = 0.0,
@@ -115,16 +131,16 @@ def integrate(
 
 def advance(
     apply_fn: ApplyFn,
-    params,
+    params: Any,
     x: Float[Array, "n d"],
-    last,
+    last: Memory | None,
     *,
     t0: ScalarLike = 0.0,
     t1: ScalarLike = 1.0,
     nfe: int | Array,
     method: str = "euler",
     power: ScalarLike = 1.0,
-):
+) -> tuple[Float[Array, "n d"], Memory]:
     """:func:`integrate` in parts: also takes and returns what a multistep method remembers.
 
     Args:
@@ -148,7 +164,7 @@ def advance(
 
 def trajectory(
     apply_fn: ApplyFn,
-    params,
+    params: Any,
     x: Float[Array, "n d"],
     *,
     t0: ScalarLike = 0.0,
@@ -165,26 +181,47 @@ def trajectory(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8), static_argnames="keep")
-def _scan(apply_fn, params, x, last, t0, t1, power, steps, method, keep=False):
+def _scan(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: Float[Array, "n d"],
+    last: Memory | None,
+    t0: Array,
+    t1: Array,
+    power: Array,
+    steps: int,
+    method: str,
+    keep: bool = False,
+) -> tuple[Float[Array, "n d"], Memory, Array | None]:
     given, x = _result_dtype(x), _wide(x)
     step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
     places = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** jnp.asarray(power, x.dtype)
 
-    def body(carry, ends):
+    def body(carry: Carry, ends: tuple[Array, Array]) -> tuple[Carry, Array | None]:
         carry = step(carry, *ends)
         return carry, (carry[0].astype(given) if keep else None)
 
-    (x, last), states = jax.lax.scan(body, carry, (places[:-1], places[1:]))
-    return x.astype(given), last, states
+    (x, memory), states = jax.lax.scan(body, carry, (places[:-1], places[1:]))
+    return x.astype(given), memory, states
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8))
-def _count(apply_fn, params, x, last, t0, t1, power, steps, method):
+def _count(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: Float[Array, "n d"],
+    last: Memory | None,
+    t0: Array,
+    t1: Array,
+    power: Array,
+    steps: Int[Array, ""],
+    method: str,
+) -> tuple[Float[Array, "n d"], Memory]:
     given, x = _result_dtype(x), _wide(x)
     step, carry = _stepper(apply_fn, params, x, last, t0, t1, method)
     count, power = (jnp.asarray(value).astype(x.dtype) for value in (steps, power))
 
-    def body(k, carry):
+    def body(k: Array, carry: Carry) -> Carry:
         here, there = ((jnp.asarray(place, x.dtype) / count) ** power for place in (k, k + 1))
         return step(carry, here, there)
 
@@ -192,7 +229,15 @@ def _count(apply_fn, params, x, last, t0, t1, power, steps, method):
     return x.astype(given), last
 
 
-def _stepper(apply_fn, params, x, last, t0, t1, method):
+def _stepper(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: Float[Array, "n d"],
+    last: Memory | None,
+    t0: Array,
+    t1: Array,
+    method: str,
+) -> tuple[Callable[[Carry, Array, Array], Carry], Carry]:
     """A step ``(carry, here, there)`` between two shares of the way, and the first carry."""
     for name, t in (("t0", t0), ("t1", t1)):
         if jnp.ndim(t):
@@ -201,12 +246,12 @@ def _stepper(apply_fn, params, x, last, t0, t1, method):
     if last is None:
         last = (jnp.zeros_like(x), jnp.zeros_like(t0)) if method == "ab2" else ()
 
-    def field(x, t):
+    def field(x: Array, t: Array) -> Array:
         velocity = apply_fn(params, x, t)
         check_shape("the field", velocity, x.shape, "x has")
         return velocity.astype(x.dtype)
 
-    def step(carry, here, there):
+    def step(carry: Carry, here: Array, there: Array) -> Carry:
         start, end = (t0 + place * (t1 - t0) for place in (here, there))
         x, last = carry
         given = (field, x, start, end - start)
@@ -215,20 +260,20 @@ def _stepper(apply_fn, params, x, last, t0, t1, method):
     return step, (x, last)
 
 
-def _wide(x):
+def _wide(x: Array) -> Array:
     """Particles in the precision that they are moved in."""
     return x.astype(widened(x.dtype))
 
 
-def _result_dtype(x):
+def _result_dtype(x: Array) -> np.dtype:
     """The dtype of the moved particles: that of ``x``, or of what integers become."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else widened(x.dtype)
 
 
-def _check_power(power):
+def _check_power(power: ScalarLike) -> None:
     if not isinstance(power, jax.core.Tracer) and not power > 0:
         raise ValueError(f"power is {power}; it must be positive")
 
 
-def _scale(dt, velocity):
+def _scale(dt: Array, velocity: Array) -> Array:
     return dt.reshape(-1, *[1] * (velocity.ndim - 1)) * velocity

@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sinkflow import costs, generator
+from sinkflow._generated import normal, samples, second_cloud, towards
+from sinkflow.ot import costs
 from sinkflow.types import Array, Bool, Float, PRNGKey, Scalar, ScalarLike
+
+__all__ = ["drift_loss", "energy_loss"]
 
 TINY = 1e-12  # added to squares before their root, whose slope at 0 is infinite
 FAR = 1e6  # distance at which a sample no longer repels itself [length]
@@ -21,7 +24,7 @@ def energy_loss(
     key: PRNGKey | None = None,
     *,
     self_cloud: str = "second",
-    latent: Callable = generator.normal,
+    latent: Callable = normal,
 ) -> tuple[Scalar, Bool[Array, ""]]:
     r"""Energy distance, an opponent without a solver: mean distances instead of plans.
 
@@ -37,8 +40,8 @@ def energy_loss(
       Szekely and Rizzo 2013, "Energy statistics"; as a generator's loss with one kernel of
       Riesz: Hertrich et al. 2024, arXiv:2305.11463.
     """
-    x = generator.samples(apply_fn, params, z)
-    other = generator.second_cloud(apply_fn, params, z, key, self_cloud, latent)
+    x = samples(apply_fn, params, z)
+    other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     other = x if other is None else other
     pairs = ((x, y), (x, other), (y, y))
     across, within, real = (jnp.mean(_distances(*pair)) for pair in pairs)
@@ -57,13 +60,13 @@ def drift_loss(
     *,
     temperature: ScalarLike,
     self_cloud: str = "second",
-    latent: Callable = generator.normal,
+    latent: Callable = normal,
 ) -> tuple[Scalar, Bool[Array, ""]]:
     r"""Regression on the drift of the drifting models: softmaxes over both sides, no solver.
 
-    With logits -|x - .| / temperature over real and own samples together, A is the geometric
-    mean of their softmax over rows and over columns; real ones attract by their share of A
-    times the own ones' total, and the other way round.
+    Logits are minus the distances over the temperature, for real and own samples together. A is
+    the geometric mean of their softmax over rows and over columns. Real ones attract by their
+    share of A times the own ones' total, and the other way round.
 
     Args:
       apply_fn: generator.
@@ -89,9 +92,9 @@ def drift_loss(
       it agrees; the paper's print itself was not at hand. Its normalisations of features and
       of the drift are left out.
     """
-    x = generator.samples(apply_fn, params, z)
+    x = samples(apply_fn, params, z)
     fixed = jax.lax.stop_gradient(x)
-    other = generator.second_cloud(apply_fn, params, z, key, self_cloud, latent)
+    other = second_cloud(apply_fn, params, z, key, self_cloud, latent)
     repelled = _distances(fixed, fixed if other is None else other)
     if self_cloud == "diagonal":
         repelled = repelled + FAR * jnp.eye(x.shape[0], dtype=x.dtype)
@@ -101,10 +104,10 @@ def drift_loss(
     attract, repel = jnp.split(jnp.exp(both), [y.shape[0]], axis=1)
     pull = attract * jnp.sum(repel, axis=1, keepdims=True)
     push = repel * jnp.sum(attract, axis=1, keepdims=True)
-    value = generator.towards(x, jax.lax.stop_gradient(pull @ y - push @ other))
+    value = towards(x, jax.lax.stop_gradient(pull @ y - push @ other))
     return value, jnp.isfinite(value)
 
 
-def _distances(x, y):
+def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Euclidean distances [n, m], with a finite slope at 0."""
     return jnp.sqrt(2 * costs.squared_euclidean(x, y) + TINY)

@@ -9,13 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sinkflow import flow, inputs, interpolants
-from sinkflow.limits import Limits, check_limits
-from sinkflow.types import Array, Float, Int, PRNGKey, ScalarLike, check_shape, widened
+from sinkflow import flow, pairs
+from sinkflow._clouds import all_finite, check_finite, draw_clouds
+from sinkflow.ot import _inputs
+from sinkflow.ot._inputs import check_limits
+from sinkflow.ot.limits import Limits
+from sinkflow.types import (
+    Array,
+    Bool,
+    Float,
+    Int,
+    PRNGKey,
+    Sampler,
+    ScalarLike,
+    check_shape,
+    widened,
+)
 
-Sampler = Callable[[PRNGKey, int], Array]
+__all__ = [
+    "Pool",
+    "PoolInfo",
+    "Rows",
+    "abstract",
+    "abstract_info",
+    "build",
+    "draw_clouds",
+    "from_pairs",
+    "horizon",
+    "sample",
+    "summary",
+]
+
 TIMES = ("geodesic", "flow")
-SAMPLED = ("source", "target")
 
 
 class Pool(NamedTuple):
@@ -42,10 +67,10 @@ class Rows(NamedTuple):
 class PoolInfo(NamedTuple):
     """Certificates of all solves, one per cloud and step."""
 
-    converged: np.ndarray
-    marginal_error: np.ndarray
-    neighbours: np.ndarray
-    num_iterations: np.ndarray
+    converged: Bool[np.ndarray, "clouds steps"]
+    marginal_error: Float[np.ndarray, "clouds steps"]
+    neighbours: Float[np.ndarray, "clouds steps"]
+    num_iterations: Int[np.ndarray, "clouds steps"]
 
 
 def build(
@@ -100,7 +125,7 @@ def build(
     for name, count in (("num_clouds", num_clouds), ("num_particles", num_particles)):
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
-    inputs.check_positive("epsilon", epsilon)
+    _inputs.check_positive("epsilon", epsilon)
     check_limits(limits, jnp.float32)
     if clouds_per_call < 1 or num_clouds % clouds_per_call:
         raise ValueError(f"clouds_per_call is {clouds_per_call}; it must divide {num_clouds}")
@@ -116,13 +141,13 @@ def build(
     for first in progress(range(0, num_clouds, clouds_per_call)):
         indices = jnp.arange(first, first + clouds_per_call)
         x, y = draw_clouds(key, source, target, indices, num_particles)
-        finite.append(_all_finite(x, y))  # looked at below: asking now would wait for the device
+        finite.append(all_finite(x, y))  # looked at below: asking now would wait for the device
         trajectory, info = _simulate(x, y, epsilon, step_sizes, *limits, independent_self)
         pools.append(_from_trajectories(trajectory, step_sizes, time, dtype))
         del trajectory  # before the next one is made beside it
         infos.append(info)
     info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
-    _check_finite(np.concatenate(jax.device_get(finite)))
+    check_finite(np.concatenate(jax.device_get(finite)))
     if not (allow_unconverged or info.converged.all()):
         failed = int(np.sum(~info.converged))
         raise RuntimeError(
@@ -133,66 +158,25 @@ def build(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
 
 
-def draw_clouds(
-    key: PRNGKey,
-    source: Sampler,
-    target: Sampler,
-    indices: Int[Array, "clouds"],
-    num_particles: int,
-) -> tuple[Float[Array, "clouds n d"], Float[Array, "clouds n d"]]:
-    """Source and target clouds of these numbers, the ones that :func:`build` starts from.
-
-    Raises:
-      ValueError: a sampler that gives something else than ``[num_particles, d]``.
-    """
-
-    def one(index):
-        keys = jax.random.split(jax.random.fold_in(key, index))
-        return tuple(
-            _checked_cloud(name, sampler(key, num_particles), num_particles)
-            for name, sampler, key in zip(SAMPLED, (source, target), keys, strict=True)
-        )
-
-    return jax.vmap(one)(indices)
-
-
-def _checked_cloud(name, cloud, num_particles):
-    if jnp.ndim(cloud) != 2 or len(cloud) != num_particles:
-        raise ValueError(
-            f"{name} gave shape {jnp.shape(cloud)} for {num_particles} particles; a sampler gives "
-            f"[{num_particles}, dimension]"
-        )
-    return cloud
-
-
-@jax.jit
-def _all_finite(x, y):
-    """Which clouds [clouds, 2], source and target, are finite throughout."""
-    return jnp.stack([jnp.all(jnp.isfinite(cloud), axis=(1, 2)) for cloud in (x, y)], axis=1)
-
-
-def _check_finite(finite):
-    """Raises ValueError that names the samplers of the clouds [clouds, 2] that are not finite."""
-    bad = [
-        f"{name} gave points that are not finite in {np.sum(~drawn)} of {len(drawn)} clouds, "
-        f"first in cloud {np.argmin(drawn)}"
-        for name, drawn in zip(SAMPLED, finite.T, strict=True)
-        if not drawn.all()
-    ]
-    if bad:
-        raise ValueError(f"{'; '.join(bad)}: mend the sampler, the flow only passes them on")
-
-
-def _check_time(time):
+def _check_time(time: str) -> None:
     if time not in TIMES:
         raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
 
 
 @functools.partial(jax.jit, static_argnames=("storage", "independent_self"))
-def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, storage, independent_self):
+def _simulate(
+    x: Float[Array, "clouds n d"],
+    y: Float[Array, "clouds m d"],
+    epsilon: ScalarLike,
+    step_sizes: Float[Array, "steps"],
+    threshold: ScalarLike,
+    max_iterations: ScalarLike,
+    storage: str,
+    independent_self: bool,
+) -> tuple[flow.Trajectory, tuple[Array, ...]]:
     limits = Limits(threshold, max_iterations, storage)
 
-    def simulate(x, y):
+    def simulate(x: Array, y: Array) -> tuple[flow.Trajectory, tuple[Array, ...]]:
         _, trajectory, info = flow.run(
             x, y, epsilon, step_sizes, limits=limits, independent_self=independent_self
         )
@@ -202,7 +186,12 @@ def _simulate(x, y, epsilon, step_sizes, threshold, max_iterations, storage, ind
 
 
 @functools.partial(jax.jit, static_argnames=("time", "dtype"))
-def _from_trajectories(trajectory, step_sizes, time, dtype) -> Pool:
+def _from_trajectories(
+    trajectory: flow.Trajectory,
+    step_sizes: Float[Array, "steps"],
+    time: str,
+    dtype: DTypeLike | None,
+) -> Pool:
     """Rows of stacked trajectories [clouds, steps, n, ...], particles first."""
     clouds, _, n, _ = trajectory.x.shape
     x, velocity = (
@@ -231,7 +220,7 @@ def from_pairs(x0: Float[Array, "rows d"], x1: Float[Array, "rows d"]) -> Pool:
     """
     check_shape("x1", x1, x0.shape, "x0")
     zeros = jnp.zeros((x0.shape[0], 1), widened(x0.dtype))
-    start, velocity = interpolants.straight(x0, x1, zeros[:, 0])
+    start, velocity = pairs.straight(x0, x1, zeros[:, 0])
     start, velocity = (leaf.astype(x0.dtype) for leaf in (start, velocity))
     return Pool(start[:, None], velocity[:, None], zeros, zeros + 1)
 
@@ -260,7 +249,7 @@ def sample(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    inputs.check_positive("power", power)
+    _inputs.check_positive("power", power)
     if not isinstance(start, jax.core.Tracer) and not 0 <= start < 1:
         raise ValueError(f"start is {start}; it is a share of a path's time, in [0, 1)")
     key_row, key_time = jax.random.split(key)

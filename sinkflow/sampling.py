@@ -1,17 +1,20 @@
 """Sampling from trained velocity fields, with exact counts of network evaluations."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from sinkflow import ode
-from sinkflow.types import Array, Float, ScalarLike, check_shape
+from sinkflow.types import ApplyFn, Array, Float, ScalarLike, check_shape
+
+__all__ = ["nsgf", "phase_steps", "two_phase"]
 
 
 def nsgf(
-    apply_fn: ode.ApplyFn,
-    params,
+    apply_fn: ApplyFn,
+    params: Any,
     x: Float[Array, "n d"],
     *,
     nfe: int | Array,
@@ -63,10 +66,10 @@ def phase_steps(nfe: int, share: float = 0.5, most: int | None = None) -> tuple[
 
 
 def two_phase(
-    nsgf_fn: ode.ApplyFn,
-    straight_fn: ode.ApplyFn,
+    nsgf_fn: ApplyFn,
+    straight_fn: ApplyFn,
     predictor_fn: Callable[..., Array],
-    params,
+    params: Sequence[Any],
     x: Float[Array, "n d"],
     *,
     nsgf_steps: int | Array,

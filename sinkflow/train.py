@@ -3,13 +3,25 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from sinkflow.types import Array, Int, PRNGKey, Scalar, check_shape, widened
+from sinkflow.types import ApplyFn, Array, Int, PRNGKey, Scalar, Step, check_shape, widened
 
-Step = Callable[..., tuple["TrainState", "TrainInfo"]]
+__all__ = [
+    "TrainInfo",
+    "TrainState",
+    "create",
+    "drawing_step",
+    "init",
+    "make_step",
+    "make_steps",
+    "mean_over_steps",
+    "time_prediction_loss",
+    "velocity_matching_loss",
+]
 
 
 class TrainState(NamedTuple):
@@ -28,7 +40,9 @@ class TrainInfo(NamedTuple):
     gradient_norm: Scalar
 
 
-def init(key: PRNGKey, model, optimizer: optax.GradientTransformation, dim: int) -> TrainState:
+def init(
+    key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation, dim: int
+) -> TrainState:
     """State of a fresh velocity field for clouds of dimension ``dim``.
 
     Raises:
@@ -39,14 +53,14 @@ def init(key: PRNGKey, model, optimizer: optax.GradientTransformation, dim: int)
     return create(model.init(key, jnp.zeros((1, dim)), jnp.zeros(1)), optimizer)
 
 
-def create(params, optimizer: optax.GradientTransformation) -> TrainState:
+def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """State at step 0; the moving average starts at ``params``."""
     # A copy: a step that donates the state must not meet one buffer twice.
     average = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
 
-def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
+def velocity_matching_loss(apply_fn: ApplyFn, params: Any, rows: Any) -> Scalar:
     """Mean over rows of the squared distance between field and velocity [length^2 / time^2].
 
     Raises:
@@ -58,7 +72,7 @@ def velocity_matching_loss(apply_fn: Callable, params, rows) -> Scalar:
     return jnp.mean(jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=1))
 
 
-def time_prediction_loss(apply_fn: Callable, params, rows) -> Scalar:
+def time_prediction_loss(apply_fn: Callable[..., Array], params: Any, rows: Any) -> Scalar:
     """Mean over rows of the squared error of the time predicted from the point alone.
 
     Raises:
@@ -69,7 +83,7 @@ def time_prediction_loss(apply_fn: Callable, params, rows) -> Scalar:
     return jnp.mean(_error("the predictor", apply_fn(params, rows.x), "rows.t", rows.t) ** 2)
 
 
-def _error(name, found, other, wanted):
+def _error(name: str, found: Array, other: str, wanted: Array) -> Array:
     """Difference of what a network gives and what it should, in float32 at least."""
     check_shape(name, found, jnp.shape(wanted), f"{other} has")
     dtype = widened(found.dtype)
@@ -94,7 +108,9 @@ def make_step(
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay is {ema_decay}; the decay of an average lies in [0, 1)")
 
-    def step(state: TrainState, rows, *, axis_name: str | None = None):
+    def step(
+        state: TrainState, rows: Any, *, axis_name: str | None = None
+    ) -> tuple[TrainState, TrainInfo]:
         loss, gradient = jax.value_and_grad(loss_fn, argnums=1)(apply_fn, state.params, rows)
         if axis_name is not None:
             loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
@@ -116,13 +132,15 @@ def drawing_step(step: Step, sample: Callable) -> Step:
         size filled in.
     """
 
-    def draw_and_step(state: TrainState, data, key: PRNGKey, *, axis_name: str | None = None):
+    def draw_and_step(
+        state: TrainState, data: Any, key: PRNGKey, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Any]:
         return step(state, sample(data, key), axis_name=axis_name)
 
     return draw_and_step
 
 
-def mean_over_steps(infos, axis_name: str | None = None):
+def mean_over_steps(infos: Any, axis_name: str | None = None) -> Any:
     """Mean of what each step of a call told; every leaf has a leading axis of steps."""
     return jax.tree.map(jnp.mean, infos)
 
@@ -146,8 +164,10 @@ def make_steps(step: Step, num_steps: int, *, summary: Callable = mean_over_step
     if num_steps < 1 or num_steps != int(num_steps):
         raise ValueError(f"num_steps is {num_steps}; it must be a whole number, at least 1")
 
-    def steps(state, data, key: PRNGKey, *, axis_name: str | None = None):
-        def body(state, _):
+    def steps(
+        state: Any, data: Any, key: PRNGKey, *, axis_name: str | None = None
+    ) -> tuple[Any, Any]:
+        def body(state: Any, _: None) -> tuple[Any, Any]:
             return step(state, data, jax.random.fold_in(key, state.step), axis_name=axis_name)
 
         state, infos = jax.lax.scan(body, state, length=num_steps)

@@ -5,6 +5,7 @@ import pathlib
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # drivers that are called keep nothing
 os.environ["NPROC"] = "32"  # four virtual devices on two cores otherwise starve one another
 
 import jax

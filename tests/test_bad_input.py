@@ -10,21 +10,18 @@ import pytest
 
 from sinkflow import (
     Limits,
-    assignment,
     barycentric_map,
     checkpoint,
-    classifier,
     costs,
     data,
-    divergence,
     epsilon_for_entropy,
     epsilon_for_neighbours,
     flow,
     general,
-    interpolants,
     metrics,
-    models,
+    nets,
     ode,
+    pairs,
     plotting,
     pool,
     sampling,
@@ -34,8 +31,10 @@ from sinkflow import (
     sinkhorn_self,
     sinkhorn_velocity,
     train,
-    unet,
 )
+from sinkflow.nets import classifier, unet
+from sinkflow.ot import barycentric
+from sinkflow.ot.exact import transport_plan
 
 KEY = jax.random.key(0)
 X, T = jnp.ones((4, 2)), jnp.linspace(0.0, 1.0, 4)
@@ -122,12 +121,12 @@ SHAPES = [
         lambda: train.velocity_matching_loss(short, None, ROWS),
         r"field has shape \(4,\); it must be \(4, 2\), as rows.velocity",
     ),
-    ("straight, t [n, 1]", lambda: interpolants.straight(X, X, COLUMN), r"t has shape \(4, 1\)"),
-    ("straight, t [1]", lambda: interpolants.straight(X, X, T[:1]), r"t has shape \(1,\)"),
-    ("straight, x1 [1, d]", lambda: interpolants.straight(X, X[:1], T), r"x1 has shape \(1, 2\)"),
+    ("straight, t [n, 1]", lambda: pairs.straight(X, X, COLUMN), r"t has shape \(4, 1\)"),
+    ("straight, t [1]", lambda: pairs.straight(X, X, T[:1]), r"t has shape \(1,\)"),
+    ("straight, x1 [1, d]", lambda: pairs.straight(X, X[:1], T), r"x1 has shape \(1, 2\)"),
     (
         "trigonometric, t [n, 1]",
-        lambda: interpolants.trigonometric(X, X, COLUMN),
+        lambda: pairs.trigonometric(X, X, COLUMN),
         r"t has shape \(4, 1\); it must be \(4,\)",
     ),
     ("ode field [n]", lambda: ode.integrate(short, 0, X, nfe=1), r"field has shape \(4,\).*x has"),
@@ -144,11 +143,11 @@ SHAPES = [
         ),
         r"predictor has shape \(4, 1\); it must be \(4,\)",
     ),
-    ("MLP, t [1]", applied(models.VelocityMLP(), X, T[:1]), r"t has shape \(1,\).*\(4,\)"),
-    ("MLP of images", applied(models.VelocityMLP(), IMAGES, T), r"x has shape .* take \[n, d\]"),
-    ("MLP of width 0", applied(models.VelocityMLP((0,)), X, T), r"hidden_dims is \(0,\)"),
-    ("predictor of images", applied(models.TimePredictorMLP(), IMAGES), "x has shape .* vectors"),
-    ("predictor of width 0", applied(models.TimePredictorMLP((8, 0)), X), "hidden_dims is"),
+    ("MLP, t [1]", applied(nets.VelocityMLP(), X, T[:1]), r"t has shape \(1,\).*\(4,\)"),
+    ("MLP of images", applied(nets.VelocityMLP(), IMAGES, T), r"x has shape .* take \[n, d\]"),
+    ("MLP of width 0", applied(nets.VelocityMLP((0,)), X, T), r"hidden_dims is \(0,\)"),
+    ("predictor of images", applied(nets.TimePredictorMLP(), IMAGES), "x has shape .* vectors"),
+    ("predictor of width 0", applied(nets.TimePredictorMLP((8, 0)), X), "hidden_dims is"),
     ("UNet, t [1]", applied(NET, IMAGES, T[:1]), r"t has shape \(1,\); it must be \(4,\)"),
     ("UNet of vectors", applied(NET, X, T), r"x has shape \(4, 2\); images are"),
     (
@@ -170,7 +169,7 @@ TRAINING = [
     ),
     ("no steps a call", lambda: train.make_steps(field, 0), "num_steps is 0.*at least 1"),
     ("half a step", lambda: train.make_steps(field, 1.5), "num_steps is 1.5.*whole number"),
-    ("no dimension", lambda: train.init(KEY, models.VelocityMLP(), optax.sgd(1), 0), "dim is 0"),
+    ("no dimension", lambda: train.init(KEY, nets.VelocityMLP(), optax.sgd(1), 0), "dim is 0"),
 ]
 METRICS = [
     ("one row", lambda: metrics.frechet_distance(CLOUD[:1], CLOUD), "x has 1 sample.*covariance"),
@@ -236,7 +235,7 @@ SOLVER = [
     ("potential", lambda: barycentric_map(X, X, T[:3], 1.0), r"g has shape \(3,\); y needs"),
     ("no potential", lambda: barycentric_map(X, X, None, 1.0), "g is None"),
     ("warm start", lambda: sinkhorn(X, X, 1.0, g_init=T[:2]), "g_init has shape"),
-    ("partners", lambda: divergence.draw_partners(KEY, X, X, POTENTIAL, -1), "epsilon is -1"),
+    ("partners", lambda: barycentric.draw_partners(KEY, X, X, POTENTIAL, -1), "epsilon is -1"),
     ("gradient", lambda: sinkhorn_divergence(X, X, 1.0, gradient="no"), "unknown gradient 'no'"),
     (
         "storage",
@@ -260,7 +259,7 @@ SOLVER = [
         lambda: general.sinkhorn(X, X, 1.0, a=T[:3], marginal_penalty=1.0),
         "a has shape",
     ),
-    ("plan's weights", lambda: assignment.transport_plan(X, X, a=T), "a sums to 2.0"),
+    ("plan's weights", lambda: transport_plan(X, X, a=T), "a sums to 2.0"),
 ]
 
 TABLE = [

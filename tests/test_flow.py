@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.integrate import solve_ivp
 
 from sinkflow import Limits, flow, sinkhorn
-from sinkflow.divergence import sinkhorn_divergence, sinkhorn_velocity
+from sinkflow.ot.divergence import sinkhorn_divergence, sinkhorn_velocity
 
 N, M, STEPS = 13, 9, 4
 

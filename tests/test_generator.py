@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sinkflow import Limits, costs, generator, generators, opponents, sinkhorn, sinkhorn_velocity
-from sinkflow.offdiagonal import sinkhorn_offdiagonal
-from sinkflow.scaling import matrix_scaling
+from sinkflow._generated import normal
+from sinkflow.ot.offdiagonal import sinkhorn_offdiagonal
+from sinkflow.ot.scaling import matrix_scaling
 
 EPSILON = 0.3
 TIGHT = {"limits": Limits(1e-5, 5_000)}
@@ -50,7 +51,7 @@ def test_regression_with_its_own_cloud_has_the_gradient_of_the_divergence(proble
 def test_regression_with_a_second_cloud_has_the_gradient_of_the_divergence(problem):
     """Over both roles of the two clouds: the divergence shares the self term among them."""
     params, z, y, key = problem
-    second = generator.normal(key, z)
+    second = normal(key, z)
 
     def both_roles(loss, **settings):
         pairs = (z, second), (second, z)

@@ -1,4 +1,4 @@
-"""The dependency order of sinkflow, as a table and a test."""
+"""The dependency order of sinkflow's packages, as rules and tests."""
 
 import ast
 import pathlib
@@ -12,79 +12,59 @@ import sinkflow
 
 ROOT = pathlib.Path(sinkflow.__file__).parent
 DRIVERS = pathlib.Path(experiments.__file__).parent
+# Packages and modules of sinkflow. Each imports only what stands in a line above its own.
 LEVELS = [
-    {"types"},
-    {"inputs"},
-    {"limits"},
+    {"types", "_leaves", "_sums"},
     {
-        "costs",
+        "ot",
+        "nets",
         "data",
-        "images",
-        "interpolants",
-        "models",
-        "layers",
         "ode",
         "parallel",
         "checkpoint",
-        "loops",
+        "train",
+        "files",
+        "_generated",
+        "_clouds",
     },
-    {"kernel", "assignment", "metrics", "scaling", "train", "unet", "classifier"},
-    {"certificate", "gradients", "generators", "fit"},
-    {"sinkhorn"},
-    {"divergence", "epsilon", "general", "offdiagonal"},
-    {"flow", "generator"},
-    {"pool", "sampling", "opponents"},
-    {"plotting"},
+    {"flow", "pairs", "sampling", "generator", "metrics", "plotting", "page", "_described"},
+    {"pool", "opponents", "fit"},
 ]
-# Of the drivers; all others are programs.
+# What else a package or module must not import: of sinkflow, and of others.
+APART = {
+    "fit": {"nets", "data", "ode", "ot"},
+    "sampling": {"train", "ot"},
+    "pairs": {"train"},
+    "metrics": {"ot", "train", "ode"},  # a judge shares no code with the judged
+    "plotting": {"ot", "nets", "data", "train"},
+    "page": {"ot", "nets", "data", "train"},  # its mathematics are its own, in JavaScript
+    "parallel": {"types"},
+    "checkpoint": {"types"},
+}
+WITHOUT_FLAX = {"ot", "data", "ode", "flow", "pairs", "pool", "generator", "opponents", "sampling"}
+WITHOUT_OPTAX = {*WITHOUT_FLAX, "nets", "fit", "metrics"}
+# Folders of experiments beside its drivers, and what each may import of experiments.
 SHARED = {
-    *("common", "tables", "methods", "peers", "processes", "bench_worker", "bench_unet_worker"),
-    *("image_config", "imaging", "judge", "stages", "vectors"),
-    *("generating", "generator_config", "generator_grid", "generator_reports"),
+    "harness": {"harness"},
+    "vectors": {"harness", "vectors"},
+    "images": {"harness", "images"},
+    "generators": {"harness", "vectors", "images", "generators"},
+    "bench": {"harness", "images", "bench"},  # it trains the UNet as the image drivers do
+    "pages": {"harness", "vectors", "images", "generators", "bench", "pages"},
 }
-OPTIMAL_TRANSPORT = {
-    "inputs",
-    "limits",
-    "costs",
-    "kernel",
-    "loops",
-    "certificate",
-    "gradients",
-    "scaling",
-    "sinkhorn",
-    "epsilon",
-    "divergence",
-    "offdiagonal",
-    "flow",
-    "generator",
-    "opponents",
-}
-OPTIMISERS = {"flax", "optax"}
-# What a module must not import although its level would allow it.
-FORBIDDEN = {
-    **dict.fromkeys(sorted(OPTIMAL_TRANSPORT), OPTIMISERS),
-    "assignment": OPTIMISERS,
-    "data": OPTIMISERS,
-    "images": OPTIMISERS,
-    "interpolants": OPTIMISERS,
-    "pool": OPTIMISERS,
-    "ode": {"flax", "optax", "models"},
-    "models": {"optax", *OPTIMAL_TRANSPORT},
-    "layers": {"optax", *OPTIMAL_TRANSPORT},
-    "unet": {"optax", *OPTIMAL_TRANSPORT},
-    "classifier": {"optax", *OPTIMAL_TRANSPORT},
-    "generators": {"optax", *OPTIMAL_TRANSPORT},
-    "metrics": {"assignment", *OPTIMAL_TRANSPORT},  # a judge shares no code with the judged
-    "fit": {"models", "flax", "optax", *OPTIMAL_TRANSPORT},
-    "train": {"models", "parallel", *OPTIMAL_TRANSPORT},
-    "sampling": {"train", *OPTIMAL_TRANSPORT},
-    "parallel": set().union(*LEVELS),
-    "checkpoint": set().union(*LEVELS),
-}
+LONGEST_DRIVER = 120  # lines
+# What may take a whole config: main and what checks it, what a folder or a record is made of, and
+# methods of a config.
+OPENING = {"main", "check", "group", "flat", "replaced", "__init__"}
 
 
 def modules(folder):
-    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+    """Every file of a package by its dotted name: "flow", "ot.solver", "ot" for its __init__."""
+    paths = {path.relative_to(folder).with_suffix(""): path for path in folder.rglob("*.py")}
+    parts = {
+        tuple(part for part in name.parts if part != "__init__"): p for name, p in paths.items()
+    }
+    return {".".join(own): path for own, path in sorted(parts.items()) if own}
 
 
 def imports(path):
@@ -102,7 +82,7 @@ def packages(path):
 
 
 def siblings(path):
-    """Modules of sinkflow that the file imports."""
+    """Packages and top-level modules of sinkflow that the file imports."""
     names = (name.split(".") for name in imports(path))
     return {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "sinkflow"}
 
@@ -115,33 +95,102 @@ def names(path):
     return found | {part for name in imports(path) for part in name.split(".")}
 
 
-def test_every_module_is_in_the_table_once():
+def unit(name):
+    """The package or top-level module that a dotted name is of."""
+    return name.partition(".")[0]
+
+
+def test_every_package_has_its_level_once():
     listed = [name for level in LEVELS for name in level]
-    assert sorted(listed) == sorted(modules(ROOT).keys() - {"__init__"})
+    assert sorted(listed) == sorted({unit(name) for name in modules(ROOT)})
 
 
-def test_modules_import_only_lower_levels():
-    depth = {name: number for number, level in enumerate(LEVELS) for name in level}
-    for name in depth:
-        for other in siblings(ROOT / f"{name}.py"):
-            assert depth[other] < depth[name], f"{name} imports {other}"
+@pytest.mark.parametrize("name", modules(ROOT))
+def test_modules_import_only_lower_levels(name):
+    depth = {unit: number for number, level in enumerate(LEVELS) for unit in level}
+    for other in siblings(modules(ROOT)[name]) - {unit(name)}:
+        assert depth[other] < depth[unit(name)], f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("name", FORBIDDEN)
-def test_modules_do_not_import_what_the_table_forbids(name):
-    path = ROOT / f"{name}.py"
-    assert not FORBIDDEN[name] & (packages(path) | siblings(path))
+@pytest.mark.parametrize("name", modules(ROOT))
+def test_modules_do_not_import_what_is_forbidden(name):
+    path = modules(ROOT)[name]
+    assert not APART.get(unit(name), set()) & siblings(path)
+    assert unit(name) not in WITHOUT_FLAX or "flax" not in packages(path)
+    assert unit(name) not in WITHOUT_OPTAX or "optax" not in packages(path)
+
+
+def test_packages_import_one_another_without_cycles():
+    """Inside of a package too, and through no face, so that any module can be imported first."""
+    names = modules(ROOT)
+    left = {
+        name: {
+            ".".join(parts)
+            for other in imports(path)
+            for parts in [other.split(".")[1:-1], other.split(".")[1:]]
+            if other.startswith("sinkflow.") and ".".join(parts) in names
+        }
+        - {name}
+        for name, path in names.items()
+    }
+    # `from sinkflow.ot import _loops` means the module: the package itself is no edge of its own.
+    left = {name: own - {unit(name)} for name, own in left.items()}
+    while ready := {name for name, own in left.items() if not own & left.keys()}:
+        left = {name: own for name, own in left.items() if name not in ready}
+    assert not left
+
+
+def test_what_is_public_says_so():
+    for name, path in modules(ROOT).items():
+        body = ast.parse(path.read_text()).body
+        public = [
+            ast.literal_eval(node.value)
+            for node in body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        if name.rpartition(".")[2].startswith("_"):
+            assert not public, name
+            continue
+        defined = {n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert len(public) == 1 and list(public[0]) == sorted(public[0], key=sorting), name
+        assert {own for own in defined if not own.startswith("_")} <= set(public[0]), name
+
+
+def sorting(name):
+    """Constants, then classes, then functions, as ruff sorts them."""
+    return (not name.isupper(), not name[0].isupper(), name)
+
+
+def test_drivers_use_no_internals():
+    for name, path in modules(DRIVERS).items():
+        inner = [part for part in imports(path) if part.startswith("sinkflow.")]
+        assert not [part for part in inner if "._" in part], name
+
+
+def test_modules_are_short():
+    for name, path in modules(ROOT).items():
+        assert path.read_text().count("\n") <= 320, name
+
+
+def experiment_files():
+    """Every file of experiments by its name from there: "plane", "harness/cli"."""
+    paths = sorted(DRIVERS.rglob("*.py"))
+    return {path.relative_to(DRIVERS).with_suffix("").as_posix(): path for path in paths}
+
+
+def drivers():
+    """The files of experiments beside its folders."""
+    return {name: path for name, path in experiment_files().items() if "/" not in name}
 
 
 def test_only_parallel_names_pmap():
-    files = {**modules(ROOT), **{f"experiments.{k}": v for k, v in modules(DRIVERS).items()}}
+    files = {**modules(ROOT), **{f"experiments/{k}": v for k, v in experiment_files().items()}}
     assert {name for name, path in files.items() if "pmap" in names(path)} == {"parallel"}
 
 
 def test_only_plotting_imports_matplotlib():
-    assert {k for k, path in modules(ROOT).items() if "matplotlib" in packages(path)} == {
-        "plotting"
-    }
+    found = {k for k, path in modules(ROOT).items() if "matplotlib" in packages(path)}
+    assert {name.partition(".")[0] for name in found} == {"plotting"}
 
 
 def test_the_library_imports_neither_drivers_nor_tests():
@@ -149,10 +198,41 @@ def test_the_library_imports_neither_drivers_nor_tests():
         assert not {"experiments", "tests", "pytest", "chex"} & packages(path), name
 
 
-def test_drivers_import_only_what_is_meant_to_be_shared():
-    for name, path in modules(DRIVERS).items():
-        own = {part.split(".")[1] for part in imports(path) if part.startswith("experiments.")}
-        assert own <= SHARED, f"{name} imports {own}"
+def of_experiments(path):
+    """Folders and modules of experiments that the file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("experiments.")}
+
+
+def test_shared_folders_of_experiments_are_those_of_the_table():
+    folders = {path.parent.name for path in DRIVERS.glob("*/__init__.py")}
+    assert folders == SHARED.keys()
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_shared_code_of_experiments_imports_in_one_direction(folder):
+    for path in (DRIVERS / folder).rglob("*.py"):
+        assert of_experiments(path) <= SHARED[folder], path
+
+
+def test_no_driver_imports_a_driver():
+    for name, path in drivers().items():
+        assert of_experiments(path) <= SHARED.keys(), name
+
+
+def test_drivers_are_small():
+    for name, path in drivers().items():
+        assert len(path.read_text().splitlines()) <= LONGEST_DRIVER, name
+
+
+def test_the_config_is_opened_in_main():
+    """Below main functions take what they need of a config."""
+    for name, path in experiment_files().items():
+        if name.startswith("generator"):  # its settings are still one piece
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name not in OPENING:
+                taken = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                assert "config" not in taken, f"{name}.{node.name} takes a config"
 
 
 def test_the_face_lists_what_it_exports():
@@ -164,8 +244,7 @@ def test_the_face_lists_what_it_exports():
     assert sinkflow.metrics.wasserstein2  # loaded by being asked for
     with pytest.raises(AttributeError, match="module 'sinkflow' has no attribute 'sinkhorm'"):
         sinkflow.sinkhorm  # noqa: B018
-    # These two are functions although modules of the same name exist beside them.
-    assert callable(sinkflow.sinkhorn) and callable(sinkflow.sinkhorn_velocity)
+    assert callable(sinkflow.sinkhorn) and callable(sinkflow.fit)  # no module takes their names
 
 
 def test_importing_the_library_loads_nothing_that_takes_seconds():

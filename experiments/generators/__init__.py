@@ -1,0 +1,1 @@
+"""One-step generators: settings, training, what is measured of them, and rows of their table."""

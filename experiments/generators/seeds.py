@@ -1,0 +1,69 @@
+"""One-step generators as a method of the tables in the plane, all seeds side by side."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.generators import training
+from experiments.generators.config import check, preset
+from experiments.vectors.methods import Learned
+from experiments.vectors.seeds import Keys, Setting
+from sinkflow import data, train
+
+STEPS = 100  # between the first parameters and the last a line of `paths` has as many points
+
+
+def generator(setting: Setting, keys: Keys, timed: Callable, **changes: Any) -> Learned:
+    """A generator trained by the plane's default settings, with the table's network.
+
+    It draws fresh clouds in each step, so that it has no pool, and trains for no more steps than
+    the other methods. Samples take one evaluation.
+    """
+    task = next(name for name, known in data.TASKS.items() if known == setting.task)
+    config = preset(task, hidden_dims=setting.network.hidden_dims, **changes)
+    most, call = setting.training.train_steps, setting.training.steps_per_call
+    config = dataclasses.replace(
+        config,
+        train_steps=min(config.train_steps, most),
+        steps_per_call=min(config.steps_per_call, call),
+        warmup_steps=min(config.warmup_steps, most // 20),
+    )
+    check(config)
+    epsilons, temperature = training.units(config, None)
+    net = training.network(config)
+    step = training.make_step(config, net, epsilons, temperature)
+    steps = train.make_steps(step, config.steps_per_call, summary=training.summary)
+    split = jax.vmap(jax.random.split)(keys.fit)
+    optimizer = training.make_optimizer(config)
+    state = jax.jit(jax.vmap(lambda key: train.create(net.init(key), optimizer)))(split[:, 0])
+    # Compiled before the clock starts: every task has a program of its own.
+    program = jax.jit(jax.vmap(lambda state, key: steps(state, None, key)), donate_argnums=0)
+    several = program.lower(state, split[:, 1]).compile()
+    seen = []
+    with timed("train"):
+        for _ in range(config.train_steps // config.steps_per_call):
+            state, info = several(state, split[:, 1])
+            seen.append(info)
+        jax.block_until_ready(state)
+    params = state.ema_params
+
+    @jax.jit
+    def move(params, x0):
+        return net.apply_fn(params, x0, jnp.zeros(len(x0), int))
+
+    def draw(x0, nfe):
+        return jax.vmap(move)(params, x0) if nfe == 1 else None
+
+    def paths(x0):
+        ends = move(jax.tree.map(lambda leaf: leaf[0], params), x0[0])
+        return jnp.linspace(x0[0], ends, STEPS)
+
+    certificates = {
+        "unconverged": int(sum(info.unconverged.sum() for info in seen)),
+        "solves": int(sum(info.solves.sum() for info in seen)),
+        "largest_marginal_error": float(max(info.marginal_error.max() for info in seen)),
+    }
+    return Learned(draw, paths, certificates)

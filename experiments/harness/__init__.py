@@ -1,0 +1,1 @@
+"""What every driver needs, whatever it trains: command line, folder, record, tables."""

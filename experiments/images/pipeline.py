@@ -1,0 +1,125 @@
+"""Image models from data to scores: what the drivers of the data sets run."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.harness import provenance
+from experiments.harness.run import Run
+from experiments.images import judge, pictures
+from experiments.images.checks import check, check_data
+from experiments.images.config import (
+    STAGES,
+    DataSet,
+    Flow,
+    ImageConfig,
+    Sampling,
+    keys_of,
+    pairing,
+)
+from experiments.images.sampling import drawing_of, phase_change, schemes, title
+from experiments.images.scoring import Scorer, judged, load_splits, row_line
+from experiments.images.stages import make_stages, pool_records, train_stages, training_records
+from sinkflow.fit import Field
+
+GIGABYTE = 1e9
+
+
+def main(config: ImageConfig) -> dict:
+    """Trains what is missing, samples, scores, draws; returns result.json's content."""
+    check(config)
+    method, data_set, how = config.method, config.data_set(), config.sampling
+    keys = keys_of(config.seed)
+    train_set, test_set = load_splits(
+        data_set.name, config.data_dir, smoke=config.smoke, shape=data_set.shape
+    )
+    check_data(method, config.flow, len(train_set.labels))
+    # Chosen stages may be trained beside others.
+    run = Run(config, shared=bool(config.stages))
+    print(memory_ahead(method, config.flow, train_set.pixels))
+    judging = data_set.name if data_set.classifier else None
+    # First: what it lacks is said before training.
+    score = Scorer(judging, train_set, test_set, how.num_samples, how.inception_weights)
+    made = make_stages(
+        run,
+        jnp.asarray(train_set.pixels),
+        keys,
+        method=method,
+        data_set=data_set,
+        flow=config.flow,
+        network=config.network,
+        training=config.training,
+    )
+    fields = train_stages(
+        run,
+        made,
+        keys,
+        method=method,
+        chosen=config.stages,
+        refresh_every=config.flow.refresh_every,
+        training=config.training,
+    )
+    if len(fields) < len(STAGES[method]):
+        return {}
+    return report(run, fields, score, method, data_set, how, keys["noise"])
+
+
+def report(
+    run: Run,
+    fields: dict[str, Field],
+    score: Scorer,
+    method: str,
+    data_set: DataSet,
+    how: Sampling,
+    key: jax.Array,
+) -> dict:
+    """Samples, scores and pictures of a trained method; returns result.json's content."""
+    drawing = drawing_of(how, data_set, key)
+    rows, drawn = [], {}
+    for scheme in schemes(method, how, fields):
+        row, pixels = judged(run, drawing, scheme, score)
+        rows.append(row)
+        if pixels is not None:
+            drawn[title(scheme)] = pixels
+        print(row_line(row))
+    with run.timed("evaluate"):
+        references = score.references()
+    for name, scores in references.items():
+        print(row_line({"method": name, **scores}))
+    noise = drawing.noise(0)
+    change = phase_change(how, fields, noise) if method == "nsgf++" else None
+    result = run.finish(
+        rows=rows,
+        references=references,
+        dropped=judge.indistinct(references),
+        dataset=data_set.name,
+        num_samples=score.count,
+        classifier=score.judge.weights and score.judge.weights.record["sha256"],
+        device_memory_gb=provenance.peak_memory(),
+        training=training_records(run, method),
+        predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
+        pools=pool_records(run),
+    )
+    pictures.draw_grids(run, data_set.name, drawn, score.judge.train)
+    if change:
+        pictures.draw_phases(run, noise, change, drawn, max(how.nfe))
+    pictures.draw_losses(run, STAGES[method])
+    print(f"seconds {result['times']}; pictures and result.json in {run.out}")
+    return result
+
+
+def memory_ahead(method: str, flow: Flow, pixels) -> str:
+    """What the run will keep on the device beside a training step, which says its own need."""
+    floats = 4 * pixels[0].size
+    parts = {"images": pixels.nbytes / GIGABYTE}
+    particles = flow.num_clouds * flow.num_particles
+    if method == "nsgf++":
+        # Twice: its clouds are put together at the end.
+        parts["pool"] = 2 * particles * flow.flow_steps * floats / GIGABYTE
+        called = flow.clouds_per_call * flow.num_particles
+        parts["trajectories"] = 2 * called * flow.flow_steps * floats / GIGABYTE
+        parts["solver"] = flow.clouds_per_call * 16 * flow.num_particles**2 / GIGABYTE
+    if pairing(method, flow.pairs) != "independent":
+        parts["pairs"] = 6 * particles * floats / GIGABYTE
+    shown = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    total = sum(parts.values())
+    return f"memory ahead [GB]: at most {total:.2f} and a training step's ({shown})"

@@ -1,0 +1,1 @@
+"""What the pages say of the records: blocks of Markdown, a module for each page."""

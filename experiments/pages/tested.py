@@ -1,0 +1,31 @@
+"""Blocks of tested.md: what the tests counted, a block for each of their records."""
+
+from typing import Any
+
+from experiments.harness import tables
+from experiments.pages.blocks import link, record
+
+
+def kills() -> str:
+    """Processes killed, by driver."""
+    return _counted("tested-kills", "killed and started again", "kills")
+
+
+def flips() -> str:
+    """Changed bits, by what is kept."""
+    return _counted("tested-flips", "files of", "flips")
+
+
+def _counted(name: str, what: str, count: str) -> str:
+    """A row for each entry of a record, and their sum."""
+    rows: dict[str, dict[str, Any]] = record(name)["rows"]
+    body = [
+        [label, str(row[count]), str(row["seed"]), row["versions"]["jax"], row["commit"]]
+        for label, row in rows.items()
+    ]
+    body.append(["**all**", str(sum(row[count] for row in rows.values())), "", "", ""])
+    title = f"{count.capitalize()} ({link(name, 'record')})"
+    return tables.markdown(tables.Table(title, [what, count, "seed", "jax", "commit"], body))
+
+
+BLOCKS = {"tested-kills": kills, "tested-flips": flips}

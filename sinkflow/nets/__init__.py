@@ -1,0 +1,21 @@
+"""Networks, as Linen modules: for vectors, images, latent points, and the classifier of images."""
+
+from sinkflow.nets.classifier import Classifier
+from sinkflow.nets.flat import Network, flattened, on_vectors
+from sinkflow.nets.generators import ConvGenerator, GeneratorMLP
+from sinkflow.nets.mlp import TimePredictorMLP, VelocityMLP
+from sinkflow.nets.unet import CIFAR_UNET, ConvTimePredictor, UNet
+
+__all__ = [
+    "CIFAR_UNET",
+    "Classifier",
+    "ConvGenerator",
+    "ConvTimePredictor",
+    "GeneratorMLP",
+    "Network",
+    "TimePredictorMLP",
+    "UNet",
+    "VelocityMLP",
+    "flattened",
+    "on_vectors",
+]

@@ -1,0 +1,28 @@
+"""What tests count, for the page "What we test": written on demand, by a whole campaign alone."""
+
+import json
+import os
+
+from experiments.harness import provenance
+from experiments.harness.files import write_json
+from experiments.pages.blocks import RESULTS
+
+FLIPS = 200
+"""Changed bits of each kind of files in the gate."""
+
+
+def flips_per_kind() -> int:
+    """SINKFLOW_FLIPS asks a campaign for more."""
+    return int(os.environ.get("SINKFLOW_FLIPS", FLIPS))
+
+
+def write_record(name: str, row: str, values: dict) -> None:
+    """Puts a row into experiments/results/tested-NAME.json, where SINKFLOW_RECORD is set."""
+    if not os.environ.get("SINKFLOW_RECORD"):
+        return
+    path = RESULTS / f"tested-{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    device = provenance.device()
+    device.pop("count")  # of this process; drivers that it starts have their own
+    made = {"commit": provenance.commit(), "versions": provenance.versions(), "device": device}
+    write_json(path, {"rows": dict(sorted({**rows, row: {**values, **made}}.items()))})
