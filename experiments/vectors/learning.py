@@ -52,7 +52,7 @@ def learn(
       The field, with averaged parameters, and the pool's certificates in numbers.
     """
     key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
-    share = check_batch(training.batch_size)
+    check_batch(training.batch_size)
     check_steps(
         training.steps_per_call,
         train_steps=training.train_steps,
@@ -72,11 +72,11 @@ def learn(
         model = network.velocity()
         optimizer = adam(training.learning_rate, training.train_steps)
         step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay)
-        draw = functools.partial(pool.sample, batch_size=share, power=training.row_power)
+        draws = {"batch_size": training.batch_size, "power": training.row_power}
         state = fit(
             run,
             train.init(key_init, model, optimizer, samplers.dim),
-            train.drawing_step(step, draw),
+            train.drawing_step(step, functools.partial(pool.sample, **draws)),
             lambda part: rows,
             key=key_train,
             num_steps=training.train_steps,
