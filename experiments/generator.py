@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from experiments.generators import reports
-from experiments.generators.config import IMAGES, GeneratorConfig, check, preset
+from experiments.generators.config import IMAGES, GeneratorConfig, check, check_devices, preset
 from experiments.harness import cli
 from sinkflow import data
 
@@ -24,6 +24,7 @@ Config = GeneratorConfig  # named as every driver's
 def main(config: GeneratorConfig) -> dict:
     """Trains, samples with one evaluation, measures, draws; returns result.json's content."""
     check(config)
+    check_devices(config.clouds)
     if config.dataset in data.TASKS:
         return reports.report_plane(config)
     if config.dataset in IMAGES:

@@ -1,7 +1,7 @@
 """Training of one-step generators: network, real samples, objective, steps; and loading of a run.
 
-A step draws its clouds on the device. Samples are vectors [n, d] outside of the networks. Each
-device has clouds of its own, and gradients are averaged.
+A step draws its clouds on the device. Samples are vectors [n, d] outside of the networks. The
+devices share the clouds of a step: each has some of its own, and gradients are averaged.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.generators.config import SOLVED, GeneratorConfig, check, preset
+from experiments.generators.config import SOLVED, GeneratorConfig, check, check_devices, preset
 from experiments.harness import training
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import checked, naming
@@ -34,9 +34,9 @@ class Generator(NamedTuple):
 
 
 class Real(NamedTuple):
-    """Real samples of all devices, and where in a device's share those of each class are.
+    """Real samples, and where those of each class are.
 
-    ``rows`` [devices * classes, most] is filled up behind the first ``counts``.
+    ``rows`` [classes, most] is filled up behind the first ``counts`` [classes].
     """
 
     samples: jax.Array
@@ -138,23 +138,21 @@ def labels_of(config: GeneratorConfig, count: int):
 
 
 def real_samples(config: GeneratorConfig, samples=None, labels=None) -> Real | None:
-    """Samples [N, ...], shuffled and shared among the devices; None in the plane, drawn afresh."""
+    """Samples [N, ...], shuffled; None in the plane, drawn afresh."""
     if samples is None:
         return None
-    devices, classes = jax.local_device_count(), config.num_classes()
     order = np.asarray(jax.random.permutation(config.key("shuffle"), len(samples)))
-    order = order[: len(samples) // devices * devices].reshape(devices, -1)
     own = np.asarray(labels)[order] if config.labels else np.zeros(order.shape, int)
-    found = [np.flatnonzero(part == label) for part in own for label in range(classes)]
+    found = [np.flatnonzero(own == label) for label in range(config.num_classes())]
     counts = np.array([len(rows) for rows in found])
     if not counts.all():
-        raise ValueError("a class has no real samples on one of the devices; leave --labels away")
+        raise ValueError("a class has no real samples; leave --labels away")
     rows = np.stack([np.resize(rows, counts.max()) for rows in found])
-    return Real(jnp.asarray(samples[order.ravel()]), jnp.asarray(rows), jnp.asarray(counts))
+    return Real(jnp.asarray(samples[order]), jnp.asarray(rows), jnp.asarray(counts))
 
 
 def draw_real(config: GeneratorConfig, real: Real | None, key, count: int):
-    """Real samples [classes, share, d] of one device, with replacement."""
+    """Real samples [classes, share, d] of one cloud, with replacement."""
     if real is None:
         return data.SAMPLERS[data.task(config.dataset).target](key, count)[None]
     shape = (config.num_classes(), share(config, count))
@@ -170,10 +168,9 @@ def units(config: GeneratorConfig, real: Real | None) -> tuple[np.ndarray, float
     Raises:
       RuntimeError: no epsilon gives the wanted number of neighbours.
     """
-    one = None if real is None else jax.tree.map(_first_device, real)
     count = config.m if config.epsilon_unit == "neighbours" else UNIT_SAMPLES
     draw = jax.jit(functools.partial(draw_real, config, count=count))
-    x, y = (draw(one, key) for key in jax.random.split(config.key("epsilon")))
+    x, y = (draw(real, key) for key in jax.random.split(config.key("epsilon")))
     flat = [cloud.reshape(-1, cloud.shape[-1]) for cloud in (x, y)]
     distance = float(jnp.mean(jnp.sqrt(2 * costs.squared_euclidean(*flat))))
     unit = float(mean_cost(*flat)) if config.epsilon_unit == "mean-cost" else 1.0
@@ -181,10 +178,6 @@ def units(config: GeneratorConfig, real: Real | None) -> tuple[np.ndarray, float
     if config.epsilon_unit == "neighbours":
         values = np.array([_for_neighbours(x, y, wanted) for wanted in config.epsilon])
     return values.astype(np.float32), config.temperature * distance
-
-
-def _first_device(leaf):
-    return leaf[: len(leaf) // jax.local_device_count()]
 
 
 def _for_neighbours(x, y, wanted: float) -> float:
@@ -257,28 +250,23 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
 def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature: float) -> Callable:
     """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    ``seen`` is loss, norm of the gradient, certificate and largest epsilon. Everything that the
-    step draws follows from its key.
+    ``seen`` is loss, norm of the gradient, certificates and largest epsilon. Everything that the
+    step draws follows from its key, whatever the number of devices.
     """
-    loss_of = by_class(config, objective(config))
+    gradient_of = make_gradient(config, net, temperature)
     optimizer, decay = make_optimizer(config), ema_decay(config)
-    second = config.has_self_term() and config.self_cloud == "second"
-    own = labels_of(config, config.n), labels_of(config, config.k)
 
     def step(state, real, key, *, axis_name=None):
-        keys = jax.random.split(key, 4)
         passed = state.step / config.train_steps
         now = epsilons * config.epsilon_start ** jnp.maximum(0.0, 1 - 2 * passed)
-        y = draw_real(config, real, keys[0], config.m)
-        z, z_other = (latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True))
-
-        def loss_fn(params):
-            x = net.apply_fn(params, z, own[0])
-            other = net.apply_fn(params, z_other, own[1]) if second else x
-            value, seen = loss_of(x, other, y, keys[3], list(now), temperature)
-            return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
-
-        gradient, (value, seen) = jax.grad(loss_fn, has_aux=True)(state.params)
+        keys = jax.random.split(key, config.clouds) if config.clouds > 1 else key[None]
+        keys = train.own_part(keys, axis_name)
+        one = lambda key: gradient_of(state.params, real, key, now)
+        if len(keys) == 1:
+            gradient, (value, seen) = one(keys[0])
+        else:
+            each, (values, seen) = jax.lax.map(one, keys)
+            gradient, value = jnp.mean(each, axis=0), jnp.mean(values)
         if axis_name is not None:
             gradient, value = jax.lax.pmean((gradient, value), axis_name)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -288,6 +276,28 @@ def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature:
         return state, (value, optax.tree.norm(gradient), seen, jnp.max(now))
 
     return step
+
+
+def make_gradient(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
+    """``(params, real, key, epsilons) -> (gradient, (loss, certificate))`` of one cloud each."""
+    loss_of = by_class(config, objective(config))
+    second = config.has_self_term() and config.self_cloud == "second"
+    own = labels_of(config, config.n), labels_of(config, config.k)
+
+    def gradient_of(params, real, key, epsilons):
+        keys = jax.random.split(key, 4)
+        y = draw_real(config, real, keys[0], config.m)
+        z, z_other = (latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True))
+
+        def loss_fn(params):
+            x = net.apply_fn(params, z, own[0])
+            other = net.apply_fn(params, z_other, own[1]) if second else x
+            value, seen = loss_of(x, other, y, keys[3], list(epsilons), temperature)
+            return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    return gradient_of
 
 
 def summary(seen, axis_name: str | None = None) -> Info:
@@ -346,6 +356,7 @@ class Training(NamedTuple):
 
 def prepare(config: GeneratorConfig, real: Real | None) -> Training:
     """A fresh state, the step, the key of its draws, and the epsilons of the config."""
+    check_devices(config.clouds)
     epsilons, temperature = units(config, real)
     net = network(config)
     key_init, key_steps = jax.random.split(config.key("train"))
