@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["AXIS", "pmap_step", "replicate", "shard"]
+__all__ = ["AXIS", "pmap_step", "replicate", "shard", "spread"]
 
 AXIS = "devices"
 """Name of the axis that devices are mapped over."""
@@ -38,6 +38,28 @@ def replicate(state: Tree) -> Tree:
     A state that comes as :func:`pmap_step` returns it saves the second call a compilation.
     """
     return jax.device_put(state, _sharding())
+
+
+def spread(function: Callable, parts: Tree, whole: Any) -> Any:
+    """``function(part, whole)`` of every local device; the results one after the other.
+
+    Devices do not wait for one another. It may be traced by :func:`jax.jit`.
+
+    Args:
+      function: of arrays with a leading axis to such arrays.
+      parts: from :func:`shard`.
+      whole: what every device is given, from :func:`replicate`.
+    """
+    split, everywhere = jax.sharding.PartitionSpec(AXIS), jax.sharding.PartitionSpec()
+
+    def own(part: Any, whole: Any) -> Any:
+        return function(jax.tree.map(lambda leaf: leaf[0], part), whole)
+
+    # Unchecked: the check knows no loop whose length the data decide.
+    mapped = jax.shard_map(
+        own, mesh=_mesh(), in_specs=(split, everywhere), out_specs=split, check_vma=False
+    )
+    return mapped(parts, whole)
 
 
 def _sharding(*axes: str) -> jax.sharding.NamedSharding:
