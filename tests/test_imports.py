@@ -51,7 +51,8 @@ SHARED = {
     "vectors": {"harness", "vectors"},
     "images": {"harness", "images"},
     "generators": {"harness", "vectors", "images", "generators"},
-    "bench": {"harness", "images", "bench"},  # it trains the UNet as the image drivers do
+    # It trains the UNet and generators as their drivers do.
+    "bench": {"harness", "images", "generators", "bench"},
     "pages": {"harness", "vectors", "images", "generators", "bench", "pages"},
 }
 LONGEST_DRIVER = 120  # lines
