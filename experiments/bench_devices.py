@@ -27,15 +27,7 @@ from typing import ClassVar, Literal
 import jax
 
 from experiments.bench import devices_config as parts
-from experiments.bench.devices_session import (
-    IDENTITY,
-    check_same,
-    measure,
-    missing,
-    report,
-    rows,
-    summary,
-)
+from experiments.bench import devices_session as session
 from experiments.bench.record import Record
 from experiments.harness import cli, folders
 from experiments.harness.files import write_text
@@ -53,7 +45,7 @@ PRECISION = (
 class Config(parts.Plan):
     """What to measure, and for how long."""
 
-    tasks: tuple[Literal["unet", "generator", "pool"], ...] = parts.TASKS
+    tasks: tuple[Literal["unet", "generator", "pool"], ...] = ("unet", "generator", "pool")
     """Kinds of work."""
     counts: tuple[int, ...] = (1, 2)
     """Numbers of devices; with 1 among them there is something to compare with."""
@@ -101,16 +93,17 @@ def main(config: Config) -> dict:
     out = pathlib.Path(config.out)
     folders.opened(out)
     deadline = time.time() + config.limits.budget
-    facts = {"config": recorded(flat(config)), "precision": PRECISION}
-    check_same(out / "devices.json", facts["config"])
-    record = Record(out / "devices.json", IDENTITY, summary, facts)
+    settings = recorded(flat(config))
+    session.check_same(out / "devices.json", settings)
+    facts = {"config": settings, "precision": PRECISION}
+    record = Record(out / "devices.json", session.IDENTITY, session.summary, facts)
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(parts.Plan)}
-    todo = missing(record, rows(config.tasks, config.counts))
+    todo = session.missing(record, session.rows(config.tasks, config.counts))
     for count in sorted({row["devices"] for row in todo}):
-        measure(record, parts.Plan(**own), count, todo, deadline)
+        session.measure(record, parts.Plan(**own), count, todo, deadline)
     record.write()
     written = read_object(record.path)
-    text = report(written)
+    text = session.report(written)
     write_text(out / "devices.md", text)
     print(f"\n{text}\n{record.path}")
     return written

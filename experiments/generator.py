@@ -15,7 +15,7 @@ import sys
 
 from experiments.generators import reports
 from experiments.generators.config import IMAGES, GeneratorConfig, check, check_devices, preset
-from experiments.harness import cli
+from experiments.harness import cli, hosts
 from sinkflow import data
 
 Config = GeneratorConfig  # named as every driver's
@@ -44,4 +44,5 @@ def defaults(arguments: list[str]) -> GeneratorConfig:
 if __name__ == "__main__":
     cli.keep_programs()
     with cli.clear_errors():
+        hosts.join()
         main(cli.parse(defaults(sys.argv[1:]), __doc__))

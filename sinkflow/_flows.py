@@ -73,7 +73,8 @@ STATIC = ("storage", "independent_self")
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _simulate(clouds: Any, numbers: Any, storage: str, independent_self: bool) -> Any:
-    epsilon, step_sizes, *limits = numbers
+    epsilon, step_sizes, threshold, max_iterations = numbers
+    limits = Limits(threshold, max_iterations, storage)
 
     def one(x: Array, y: Array) -> tuple[flow.Trajectory, tuple[Array, ...]]:
         _, trajectory, info = flow.run(
@@ -81,7 +82,7 @@ def _simulate(clouds: Any, numbers: Any, storage: str, independent_self: bool) -
             y,
             epsilon,
             step_sizes,
-            limits=Limits(*limits, storage),
+            limits=limits,
             independent_self=independent_self,
         )
         return trajectory, info[1:]

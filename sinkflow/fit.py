@@ -92,7 +92,8 @@ def fit(
       num_steps: steps in all, those before a resume included.
       steps_per_call: steps in one compiled program; log lines are as far apart.
       refresh_every: steps of a part, after which ``rows(part)`` is asked for; 0 for one part.
-      folder: where ``checkpoints/`` are written; None for none.
+      folder: where ``checkpoints/`` are written; None for none. Of several processes the first
+        alone reads and writes there, and the others are told.
       config: JSON-serialisable settings, kept in the checkpoints; others refuse to resume. What
         ``step``, ``rows`` and ``key`` were made from belongs here: none of them is compared.
       checkpoint_every: steps between checkpoints; 0 for one at the end.
@@ -143,7 +144,7 @@ def fit(
     state, resumed_from = _restored(state, folder, config)
     done = int(state.step)  # type: ignore[attr-defined]
     _check_start(done, num_steps, steps_per_call, folder)
-    if folder is not None and description is not None:
+    if folder is not None and description is not None and jax.process_index() == 0:
         _described.write(pathlib.Path(folder), description, resumed_from is not None)
     many = train.make_steps(step, steps_per_call, summary=summary)
     advance = parallel.pmap_step(_call(many), batch_axes=(None, 0))
@@ -153,7 +154,7 @@ def fit(
     state, whole, part = parallel.replicate(state), None, -1
     last = saved = done
     for first in progress(range(done, num_steps, steps_per_call)):
-        if stop is not None and stop():
+        if stop is not None and parallel.anywhere(stop()):
             break
         if first // part_steps != part:
             whole = None  # the last part's memory is free before the next one takes its own
@@ -299,13 +300,14 @@ def _restored(state: State, folder: Folder, config: Mapping[str, Any]) -> tuple[
     from sinkflow import checkpoint
 
     checkpoints = pathlib.Path(folder) / CHECKPOINTS
-    if checkpoint.latest_step(checkpoints) is None:
+    if not parallel.anywhere(checkpoint.latest_step(checkpoints) is not None):
         return state, None
-    state = checkpoint.restore(checkpoints, state, config)
+    state = parallel.from_first(lambda: checkpoint.restore(checkpoints, state, config), state)
     return state, int(state.step)  # type: ignore[attr-defined]
 
 
 def _save(folder: str | pathlib.Path, step: int, state: Any, config: Mapping[str, Any]) -> None:
     from sinkflow import checkpoint
 
-    checkpoint.save(pathlib.Path(folder) / CHECKPOINTS, step, state, config)
+    if jax.process_index() == 0:
+        checkpoint.save(pathlib.Path(folder) / CHECKPOINTS, step, state, config)

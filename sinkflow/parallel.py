@@ -1,4 +1,4 @@
-"""Data parallelism over devices; the only module that names pmap."""
+"""Data parallelism over devices and processes; the only module that names pmap."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["AXIS", "pmap_step", "replicate", "shard", "spread"]
+__all__ = ["AXIS", "anywhere", "from_first", "pmap_step", "replicate", "shard", "spread"]
 
 AXIS = "devices"
 """Name of the axis that devices are mapped over."""
@@ -62,6 +62,30 @@ def spread(function: Callable, parts: Tree, whole: Any) -> Any:
     return mapped(parts, whole)
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def from_first(make: Callable[[], Tree], like: Any) -> Tree:
+    """What ``make()`` gives in process 0, in every process; the others do not call it.
+
+    Args:
+      make: gives a tree of arrays.
+      like: its shapes and dtypes, as arrays or ``jax.ShapeDtypeStruct``.
+    """
+    if jax.process_count() == 1:
+        return make()
+    from jax.experimental import multihost_utils
+
+    empty = lambda: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    return multihost_utils.broadcast_one_to_all(make() if jax.process_index() == 0 else empty())
+
+
 def _sharding(*axes: str) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec(*axes))
 
@@ -90,8 +114,9 @@ def pmap_step(
     """
     step = functools.partial(step, axis_name=AXIS)
     if by == "pmap":
-        axes = {"in_axes": (None, batch_axes), "out_axes": (None, None)}
-        return jax.pmap(step, AXIS, donate_argnums=0, **axes)
+        return jax.pmap(
+            step, AXIS, in_axes=(None, batch_axes), out_axes=(None, None), donate_argnums=0
+        )
     if by != "shard_map":
         raise ValueError(f"by is {by!r}; a step is mapped by 'pmap' or by 'shard_map'")
     if jax.process_count() > 1:

@@ -149,17 +149,23 @@ def build(
         parts.append((_from_trajectories(trajectory, step_sizes, time, dtype), info, finite))
         del trajectory  # before the next one is made beside it
     rows, *certificates = _flows.together(parts, num_clouds)
-    found, finite = jax.device_get(certificates)
-    info = PoolInfo(*found)
+    solves, finite = jax.device_get(certificates)
+    certified = PoolInfo(*solves)
     check_finite(finite)
-    if not (allow_unconverged or info.converged.all()):
+    if not allow_unconverged:
+        _check_converged(certified, limits)
+    return rows, certified
+
+
+def _check_converged(info: PoolInfo, limits: Limits) -> None:
+    """Raises RuntimeError with the number of solves that did not converge, if any."""
+    if not info.converged.all():
         failed = int(np.sum(~info.converged))
         raise RuntimeError(
             f"{failed} of {info.converged.size} Sinkhorn solves did not converge (worst marginal "
             f"error {np.max(info.marginal_error):.2g}, wanted {float(limits.threshold):.2g}): "
             "raise epsilon or max_iterations, or allow an unconverged pool"
         )
-    return rows, info
 
 
 def _check_time(time: str) -> None:

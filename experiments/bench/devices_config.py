@@ -5,8 +5,6 @@ from typing import Literal
 
 from experiments.bench import unet_config
 
-TASKS = ("unet", "generator", "pool")
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:

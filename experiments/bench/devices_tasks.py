@@ -55,15 +55,14 @@ def generator(plan: Plan, share: int) -> Prepared:
     other; then they are averaged. The amount is in generated images.
     """
     count, size = plan.work.clouds * share, plan.work.cloud_size
-    settings = {"clouds": count, "n": size, "m": 2 * size, "k": 2 * size, "seed": plan.seed}
+    settings: dict[str, Any] = {"clouds": count, "n": size, "m": 2 * size, "k": 2 * size}
+    settings |= {"channels": plan.work.generator_channels, "seed": plan.seed}
     asked = preset("mnist", **settings)
-    made = generators.prepare(asked, generators.real_samples(asked, small_images(plan)))
+    real = generators.real_samples(asked, small_images(plan))
+    made = generators.prepare(asked, real)
     steps = plan.training.steps_per_call
     many = train.make_steps(made.step, steps, summary=generators.summary)
-    repeat = repeated(
-        many, made.state, generators.real_samples(asked, small_images(plan)), made.key
-    )
-    return repeat, count * size * steps
+    return repeated(many, made.state, real, made.key), count * size * steps
 
 
 def build_pool(plan: Plan, share: int) -> Prepared:

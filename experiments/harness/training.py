@@ -11,7 +11,7 @@ import sinkflow
 from experiments.harness import stopping
 from experiments.harness.run import Run
 from experiments.harness.settings import check_steps
-from sinkflow import train
+from sinkflow import parallel, train
 
 
 def adam(
@@ -104,7 +104,7 @@ def fit(
             stop=stopping.REQUESTS.asked,
             **options,
         )
-    if stopping.REQUESTS.asked():
+    if parallel.anywhere(stopping.REQUESTS.asked()):
         raise stopping.Stopped(
             f"step {int(state.step)} of {num_steps} ({description}) is saved in {run.out}"
         )

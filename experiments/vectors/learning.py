@@ -72,11 +72,12 @@ def learn(
         model = network.velocity()
         optimizer = adam(training.learning_rate, training.train_steps)
         step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay)
-        draws = {"batch_size": training.batch_size, "power": training.row_power}
+        batch, power = training.batch_size, training.row_power
+        draw = functools.partial(pool.sample, batch_size=batch, power=power)
         state = fit(
             run,
             train.init(key_init, model, optimizer, samplers.dim),
-            train.drawing_step(step, functools.partial(pool.sample, **draws)),
+            train.drawing_step(step, draw),
             lambda part: rows,
             key=key_train,
             num_steps=training.train_steps,
