@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.bench_devices --device gpu --counts 1 2
           python -m experiments.bench_devices --smoke         (tiny work on two virtual CPU devices)
-Runtime:  compilation and 18 s of work for each count; --budget bounds the whole. The smoke run
-          takes two minutes on two CPU cores.
+Runtime:  about five minutes on two GPUs (an estimate), most of it compilation; --budget bounds
+          it. The smoke run takes two minutes on two CPU cores.
 Expected: devices.json with a row for each kind of work, scaling and number of devices, and their
           table in devices.md; what is missing or fails says so in its row. Rows that the folder has
           are not measured again.

@@ -24,9 +24,9 @@ from sinkflow import nets, parallel, pool, train
 from sinkflow.nets import unet
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROUNDING = 2e-5
+ROUNDING = 1e-5
 """Largest difference of parameters, as a share of the largest parameter, that is rounding here:
-some two hundred units in the last place of float32, after the steps of a case."""
+some hundred units in the last place of float32, after the steps of a case."""
 STEPS = 16
 
 

@@ -31,7 +31,7 @@ def test_four_devices_train_as_one(alone, case):
     assert devices.difference(four, one) < devices.ROUNDING < moved / 100
 
 
-@pytest.mark.parametrize("case", ["SGD", "UNet with dropout"])
+@pytest.mark.parametrize("case", ["SGD", pytest.param("UNet with dropout", marks=pytest.mark.slow)])
 def test_shard_map_trains_as_pmap_bit_for_bit(case, monkeypatch):
     expected = devices.trained(case, None, 4)
     by = functools.partial(parallel.pmap_step, by="shard_map")
