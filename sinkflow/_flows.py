@@ -15,10 +15,12 @@ from sinkflow.types import Array, Float, Int, ScalarLike
 def rounds(num_clouds: int, clouds_per_call: int) -> list[Int[np.ndarray, "clouds"]]:
     """Numbers of the clouds that this process simulates, round by round.
 
-    In a round every device of every process has ``clouds_per_call`` clouds. Where the clouds do
-    not fill the last round, the last cloud is simulated several times; :func:`together` drops it.
+    In a round every device of every process has ``clouds_per_call`` clouds, or fewer, if that is
+    enough for one round. Where the clouds do not fill the last round, the last cloud is simulated
+    several times; :func:`together` drops what is too much.
     """
-    own = clouds_per_call * jax.local_device_count()
+    each = min(clouds_per_call, -(-num_clouds // jax.device_count()))
+    own = each * jax.local_device_count()
     everyone = np.arange(own) + own * jax.process_index()
     firsts = range(0, num_clouds, own * jax.process_count())
     return [np.minimum(first + everyone, num_clouds - 1) for first in firsts]

@@ -20,7 +20,7 @@ import sinkflow
 from experiments.generators import training
 from experiments.generators.config import preset
 from experiments.images.rows import matching_loss, straight_rows
-from sinkflow import nets, parallel, pool, train
+from sinkflow import data, flow, nets, parallel, pool, train
 from sinkflow.nets import unet
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,8 +102,18 @@ CASES = {
 }
 
 
+def flows() -> np.ndarray:
+    """Rows of a pool of seven clouds, more than devices share evenly."""
+    steps = flow.step_sizes(0.5, 3, full_last=True)
+    sizes = {"num_clouds": 7, "num_particles": 32, "epsilon": 0.1, "step_sizes": steps}
+    rows, _ = pool.build(jax.random.key(3), data.gaussian, data.moons, **sizes)
+    return np.concatenate([np.ravel(leaf) for leaf in rows])
+
+
 def trained(case: str, folder: pathlib.Path | None, steps: int) -> np.ndarray:
-    """Parameters [p] after so many steps, a checkpoint every four."""
+    """Parameters [p] after so many steps, a checkpoint every four; or a pool's numbers."""
+    if case == "pool":
+        return flows()
     state, step, rows = CASES[case]()
     summary = training.summary if case == "generator" else train.mean_over_steps
     where = None if folder is None else folder / case

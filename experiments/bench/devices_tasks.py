@@ -71,9 +71,7 @@ def build_pool(plan: Plan, share: int) -> Prepared:
     No device waits for another within a call. The pool is put together on the first. The amount
     is in particles times steps.
     """
-    work, devices = plan.work, jax.local_device_count()
-    count = work.pool_clouds * share
-    each = min(work.clouds_per_call, count // devices)
+    work, count = plan.work, plan.work.pool_clouds * share
     flow = Flow(flow_steps=work.flow_steps, num_particles=work.num_particles)
     clouds = samplers(jnp.asarray(small_images(plan)), jax.random.key(plan.seed), False)
     epsilon = chosen_epsilon(clouds, flow, flow.num_particles)
@@ -87,13 +85,13 @@ def build_pool(plan: Plan, share: int) -> Prepared:
             num_particles=flow.num_particles,
             epsilon=epsilon,
             step_sizes=flow.step_sizes(),
-            clouds_per_call=each,
+            clouds_per_call=work.clouds_per_call,
             limits=Limits(max_iterations=flow.max_iterations),
             dtype=POOL_DTYPE,
         )
         jax.block_until_ready(rows)
 
-    build(each * devices)  # compiles
+    build(min(count, work.clouds_per_call * jax.device_count()))  # compiles
     return lambda: build(count), count * flow.num_particles * flow.flow_steps
 
 

@@ -43,8 +43,8 @@ def test_shard_map_trains_as_pmap_bit_for_bit(case, monkeypatch):
 def test_any_number_of_devices_trains_as_one(tmp_path):
     """All cases on 1, 2, 4 and 8 devices."""
     for count in (1, *COUNTS):
-        devices.process(count, tmp_path / str(count), devices.STEPS, *devices.CASES)
-    for case in devices.CASES:
+        devices.process(count, tmp_path / str(count), devices.STEPS, *devices.CASES, "pool")
+    for case in (*devices.CASES, "pool"):
         one = devices.read(tmp_path / "1", case)
         found = {n: devices.difference(devices.read(tmp_path / str(n), case), one) for n in COUNTS}
         print(case, found)
