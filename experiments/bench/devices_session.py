@@ -31,12 +31,12 @@ def rows(tasks: Sequence[str], counts: Sequence[int]) -> list[Row]:
     ]
 
 
-def check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
-    """Raises ValueError if the folder's rows are of other work than ``config`` asks for."""
+def check_same(path: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the folder's rows are of other work than ``settings`` ask for."""
     if not path.exists():
         return
     saved = read_object(path, {"config": dict})["config"]
-    own = [{k: v for k, v in c.items() if k not in SELECTION} for c in (saved, config)]
+    own = [{k: v for k, v in c.items() if k not in SELECTION} for c in (saved, settings)]
     checkpoint.check_config(path, *own)
 
 

@@ -85,7 +85,7 @@ def build_pool(plan: Plan, share: int) -> Prepared:
             num_particles=flow.num_particles,
             epsilon=epsilon,
             step_sizes=flow.step_sizes(),
-            clouds_per_call=work.clouds_per_call,
+            clouds_per_call=min(work.clouds_per_call, num_clouds),
             limits=Limits(max_iterations=flow.max_iterations),
             dtype=POOL_DTYPE,
         )
