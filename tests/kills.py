@@ -19,7 +19,15 @@ ROOT = pathlib.Path(experiments.__file__).parents[1]
 COMMIT = "0123456789ab"  # images of an earlier start are only taken where the commit is known
 # What a record tells of the start that wrote it, not of the run.
 CIRCUMSTANCES = {
-    *("times", "seconds", "seconds_per_10k", "seconds_of_all_seeds", "train_s", "step_ms"),
+    *(
+        "times",
+        "seconds",
+        "rows_per_second",
+        "seconds_per_10k",
+        "seconds_of_all_seeds",
+        "train_s",
+        "step_ms",
+    ),
     *("loss_ms", "memory_gb", "device_memory_gb", "resumed_from", "pool_restored", "out"),
 }
 

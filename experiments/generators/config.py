@@ -136,6 +136,9 @@ class GeneratorConfig:
     """Output folder; by default one under runs/, named after the run."""
     smoke: bool = False
     """Shrink the run to seconds, images to enlarged 8x8 digits; its numbers then mean nothing."""
+    tensorboard: bool = False
+    """Write the log's scalars for TensorBoard too, into a folder tensorboard beside the log; takes
+    pip install 'sinkflow[tensorboard]'."""
 
     DRIVER: ClassVar[str] = "generator"
     """The program's name."""

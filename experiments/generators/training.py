@@ -304,11 +304,15 @@ def summary(seen, axis_name: str | None = None) -> Info:
 
 
 def make_optimizer(config: GeneratorConfig) -> optax.GradientTransformation:
-    """Clipped gradients, Adam, linear warm-up, cosine decay to zero."""
-    steps = config.warmup_steps, config.train_steps
-    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, *steps)
-    adam = optax.adam(rate, b1=config.b1, b2=config.b2)
+    """Clipped gradients, and Adam with the config's decays."""
+    adam = optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+
+
+def learning_rate(config: GeneratorConfig) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to zero."""
+    warmup_steps = config.warmup_steps
+    return training.decaying(config.learning_rate, config.train_steps, warmup_steps=warmup_steps)
 
 
 def ema_decay(config: GeneratorConfig) -> float:
@@ -366,6 +370,8 @@ def learn(run: Run, config: GeneratorConfig, real: Real | None) -> tuple[Generat
             made.step,
             lambda part: real,
             key=made.key,
+            rate=learning_rate(config),
+            batch_size=config.n * jax.local_device_count(),
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
