@@ -9,15 +9,14 @@ Source:   none; the run's own driver trains, samples and measures.
 
 import dataclasses
 import importlib
-import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tyro
 
-from experiments.harness import cli, comparing, tables
+from experiments.harness import cli, comparing
 from experiments.harness.run import recorded
 from experiments.harness.settings import checked, flat, made, naming
 from sinkflow.files import read_object
@@ -72,8 +71,8 @@ def main(config: Config) -> bool:
     tolerance = usual if config.tolerance is None else config.tolerance
     equal, differing = comparing.compared(record, result)
     beyond = [one for one in differing if not one.relative <= tolerance]
-    print(tables.markdown(table("Circumstances that differ", others)))
-    print(tables.markdown(table("Values that differ", differing)))
+    print(comparing.table("Circumstances that differ", others))
+    print(comparing.table("Values that differ", differing))
     print(
         f"{equal} values equal, {len(differing)} differ, {len(beyond)} by more than {tolerance:g}"
     )
@@ -109,17 +108,13 @@ def settings_of(config_class: Any, asked: Mapping[str, Any], folders: Mapping[st
     return config
 
 
-def table(title: str, found: Sequence[comparing.Difference]) -> tables.Table:
-    """A row for each difference."""
-    rows = [
-        [name, str(first), str(second), f"{relative:.2g}" if math.isfinite(relative) else ""]
-        for name, first, second, relative in found
-    ]
-    return tables.Table(title, ["what", "record", "now", "relative difference"], rows)
+def start() -> None:
+    """The program: exits with 0 where all is equal to the tolerance, else with 1."""
+    asked = tyro.cli(Config, description=cli.header(__doc__), prog=cli.program())
+    sys.exit(0 if main(asked) else 1)
 
 
 if __name__ == "__main__":
     cli.keep_programs()
     with cli.clear_errors():
-        asked = tyro.cli(Config, description=cli.header(__doc__), prog=cli.program())
-        sys.exit(0 if main(asked) else 1)
+        start()

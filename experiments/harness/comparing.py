@@ -1,8 +1,10 @@
 """What differs between two records of the same run."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from experiments.harness import tables
 
 OF_A_START = {
     *("times", "seconds", "rows_per_second", "seconds_per_10k", "seconds_of_all_seeds"),
@@ -83,3 +85,13 @@ def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(f"{name}.{key}", inner) for key, inner in value.items()]
     return [(name, value)]
+
+
+def table(title: str, found: Sequence[Difference]) -> str:
+    """A row for each difference, in Markdown."""
+    rows = [
+        [name, str(first), str(second), f"{relative:.2g}" if math.isfinite(relative) else ""]
+        for name, first, second, relative in found
+    ]
+    header = ["what", "record", "now", "relative difference"]
+    return tables.markdown(tables.Table(title, header, rows))
