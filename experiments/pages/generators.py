@@ -15,6 +15,8 @@ COUNTS = (1, 5, 10, 60)  # evaluations of the methods with a field
 RECORDS = tuple(p.stem for p in sorted(RESULTS.glob("table-generators-*.json"), reverse=True))
 SEARCH = "generator-search-h100"
 IN_PLANE = "table-plane-generators"
+LONGEST = "generator-mnist-best"
+REFINED, FLOW = "refine-mnist", "refine-mnist-flow"  # of one call on one GPU
 # Settings of the search that are shown where they differ between its rows.
 KNOBS = (
     *("net", "head", "latent", "channels", "blocks", "labels", "n", "m", "k", "self_cloud"),
@@ -74,6 +76,41 @@ def _best(own: list[dict[str, Any]]) -> list[list[str]]:
         + [comparison.number(group, name) for name in (*QUALITY, "train_s")]
         for (label, steps), group in same.items()
     ]
+
+
+def longest() -> str:
+    """The run that had the most time, and what it has been given."""
+    found = record(LONGEST)
+    settings, trained, row = found["config"], found["training"], found["rows"][0]
+    names = ("n", "m", "k", "epsilon", "learning_rate", "train_steps")
+    told = [", ".join(map(str, v)) if isinstance(v := settings[k], list) else str(v) for k in names]
+    scores = [f"{row[name]:.3g}" for name in QUALITY]
+    failed = f"{trained['unconverged']} of {trained['solves']}"
+    header = [*names, "unconverged solves", *(comparison.HEADINGS[name] for name in QUALITY)]
+    title = f"mnist, one evaluation, one seed, {found['device']['kind']}"
+    table = tables.Table(title, header, [[*told, failed, *scores]])
+    return f"{tables.markdown(table)}\n{link(LONGEST, 'Record')}.\n"
+
+
+def refined() -> str:
+    """Samples of one evaluation that are carried on, beside the flow alone and NSGF++."""
+    own, flow = record(REFINED), record(FLOW)
+    body = [_speed(row, "generator, " * (row["nfe"] > 1)) for row in own["rows"]]
+    body += [_speed(row) for row in flow["rows"]]
+    others = images.rows(own["dataset"]).items()
+    # Their images a second are of another GPU.
+    body += [[*_speed(row)[:-1], ""] for (name, n), row in others if name == "NSGF++" and n <= 20]
+    names = [comparison.HEADINGS[name] for name in QUALITY]
+    title = f"{own['dataset']}: samples carried on by a straight flow, {own['device']['kind']}"
+    table = tables.Table(title, ["method", "NFE", *names, "images a second"], body)
+    links = f"{link(REFINED, 'Record')}; {link(FLOW, 'of the flow')}"
+    return f"{tables.markdown(table)}\n{links}; NSGF++ as on [images.md](images.md).\n"
+
+
+def _speed(row: dict[str, Any], of: str = "") -> list[str]:
+    """Scores of a number of evaluations, and images a second."""
+    values = [f"{row[name]:.3g}" for name in QUALITY]
+    return [of + row["method"], str(row["nfe"]), *values, f"{1e4 / row['seconds_per_10k']:,.0f}"]
 
 
 def _seeds(group: list[dict[str, Any]]) -> str:
@@ -172,6 +209,8 @@ BLOCKS = {
     "generators-small": small,
     "generators-grid": grid,
     "generators-beside": beside,
+    "generators-longest": longest,
+    "generators-refined": refined,
     "generators-plane": in_plane,
     "generators-search": search,
 }
