@@ -15,8 +15,8 @@ COUNTS = (1, 5, 10, 60)  # evaluations of the methods with a field
 RECORDS = tuple(p.stem for p in sorted(RESULTS.glob("table-generators-*.json"), reverse=True))
 SEARCH = "generator-search-h100"
 IN_PLANE = "table-plane-generators"
-LONGEST = "generator-mnist-best"
-REFINED, FLOW = "refine-mnist", "refine-mnist-flow"  # of one call on one GPU
+TIMED = "generator-mnist"
+SLOW = (10, 100)  # evaluations whose speed is shown
 # Settings of the search that are shown where they differ between its rows.
 KNOBS = (
     *("net", "head", "latent", "channels", "blocks", "labels", "n", "m", "k", "self_cloud"),
@@ -78,39 +78,26 @@ def _best(own: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def longest() -> str:
-    """The run that had the most time, and what it has been given."""
-    found = record(LONGEST)
-    settings, trained, row = found["config"], found["training"], found["rows"][0]
-    names = ("n", "m", "k", "epsilon", "learning_rate", "train_steps")
-    told = [", ".join(map(str, v)) if isinstance(v := settings[k], list) else str(v) for k in names]
-    scores = [f"{row[name]:.3g}" for name in QUALITY]
-    failed = f"{trained['unconverged']} of {trained['solves']}"
-    header = [*names, "unconverged solves", *(comparison.HEADINGS[name] for name in QUALITY)]
-    title = f"mnist, one evaluation, one seed, {found['device']['kind']}"
-    table = tables.Table(title, header, [[*told, failed, *scores]])
-    return f"{tables.markdown(table)}\n{link(LONGEST, 'Record')}.\n"
+def speed() -> str:
+    """Images a second of one evaluation, beside several of the methods with a field."""
+    found = record(TIMED)
+    runs = [(TIMED, found, (1,))]
+    runs += [(f"images-mnist-{name}", run, SLOW) for name, run in _fields().items()]
+    body = []
+    for name, run, counts in runs:
+        for row in run["rows"]:
+            if row["nfe"] in counts:
+                numbers = [f"{1e4 / row['seconds_per_10k']:,.0f}", f"{row['fd']:.3g}"]
+                first = link(name, row["method"])
+                body.append([first, str(row["nfe"]), *numbers, run["device"]["kind"]])
+    title = f"mnist: images a second, {found['config']['sample_batch']:,} side by side"
+    header = ["method", "NFE", "images a second", comparison.HEADINGS["fd"], "device"]
+    return tables.markdown(tables.Table(title, header, body))
 
 
-def refined() -> str:
-    """Samples of one evaluation that are carried on, beside the flow alone and NSGF++."""
-    own, flow = record(REFINED), record(FLOW)
-    body = [_speed(row, "generator, " * (row["nfe"] > 1)) for row in own["rows"]]
-    body += [_speed(row) for row in flow["rows"]]
-    others = images.rows(own["dataset"]).items()
-    # Their images a second are of another GPU.
-    body += [[*_speed(row)[:-1], ""] for (name, n), row in others if name == "NSGF++" and n <= 20]
-    names = [comparison.HEADINGS[name] for name in QUALITY]
-    title = f"{own['dataset']}: samples carried on by a straight flow, {own['device']['kind']}"
-    table = tables.Table(title, ["method", "NFE", *names, "images a second"], body)
-    links = f"{link(REFINED, 'Record')}; {link(FLOW, 'of the flow')}"
-    return f"{tables.markdown(table)}\n{links}; NSGF++ as on [images.md](images.md).\n"
-
-
-def _speed(row: dict[str, Any], of: str = "") -> list[str]:
-    """Scores of a number of evaluations, and images a second."""
-    values = [f"{row[name]:.3g}" for name in QUALITY]
-    return [of + row["method"], str(row["nfe"]), *values, f"{1e4 / row['seconds_per_10k']:,.0f}"]
+def _fields() -> dict[str, dict[str, Any]]:
+    """Runs of the methods with a field, by their records' names."""
+    return dict(zip(dict.fromkeys(images.RUNS.values()), images.results("mnist"), strict=True))
 
 
 def _seeds(group: list[dict[str, Any]]) -> str:
@@ -209,8 +196,7 @@ BLOCKS = {
     "generators-small": small,
     "generators-grid": grid,
     "generators-beside": beside,
-    "generators-longest": longest,
-    "generators-refined": refined,
+    "generators-speed": speed,
     "generators-plane": in_plane,
     "generators-search": search,
 }
