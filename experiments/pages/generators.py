@@ -81,7 +81,7 @@ def _best(own: list[dict[str, Any]]) -> list[list[str]]:
 def speed() -> str:
     """Images a second of one evaluation, beside several of the methods with a field."""
     found = record(TIMED)
-    runs = [(TIMED, found, (1,))]
+    runs: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [(TIMED, found, (1,))]
     runs += [(f"images-mnist-{name}", run, SLOW) for name, run in _fields().items()]
     body = []
     for name, run, counts in runs:
