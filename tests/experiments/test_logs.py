@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from experiments import classifier, digits, generator, mnist, plane, table_plane
-from experiments.generators.training import learning_rate
+from experiments.generators.training import learning_rate, logged_rate
 from experiments.harness import training
 from experiments.harness.run import Run, recorded
 from experiments.harness.settings import flat, made, replaced
@@ -158,6 +158,9 @@ def test_the_rates_of_drivers_are_their_optimizers():
     assert float(rate(0)) == 0 and float(rate(5)) == 0.5 and float(rate(100)) == 0
     config = generator.Config()
     assert float(learning_rate(config)(config.warmup_steps)) == pytest.approx(config.learning_rate)
+    config = replaced(config, train_steps=10, inner_steps=4, warmup_steps=8)
+    assert float(logged_rate(config)(0)) == float(learning_rate(config)(3)) > 0
+    assert float(logged_rate(config)(9)) == float(learning_rate(config)(39)) > 0
     state = training.adam(rate).init({"a": jnp.ones(1)})
     update, _ = training.adam(rate).update({"a": jnp.ones(1)}, state)
     assert float(optax.tree.norm(update)) == 0  # the first step has rate 0
