@@ -250,54 +250,104 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
 def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature: float) -> Callable:
     """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    ``seen`` is loss, norm of the gradient, certificates and largest epsilon. Everything that the
-    step draws follows from its key, whatever the number of devices.
+    ``seen`` is loss, norm of the gradient, certificates of each cloud and largest epsilon.
+    Everything that the step draws follows from its key, whatever the number of devices.
     """
-    gradient_of = make_gradient(config, net, temperature)
+    gradient_of, targets_of = make_losses(config, net, temperature)
     optimizer, decay = make_optimizer(config), ema_decay(config)
+    labels = labels_of(config, config.n)
+
+    def loss_to(params, z, targets):
+        return 0.5 * jnp.mean((net.apply_fn(params, z, labels) - targets) ** 2)
+
+    def update(parts, gradient):
+        params, average, opt_state = parts
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return params, optax.incremental_update(params, average, 1 - decay), opt_state
 
     def step(state, real, key, *, axis_name=None):
         passed = state.step / config.train_steps
         now = epsilons * config.epsilon_start ** jnp.maximum(0.0, 1 - 2 * passed)
         keys = jax.random.split(key, config.clouds) if config.clouds > 1 else key[None]
         keys = train.own_part(keys, axis_name)
-        one = lambda key: gradient_of(state.params, real, key, now)
-        if len(keys) == 1:
-            gradient, (value, seen) = one(keys[0])
+        parts = state.params, state.ema_params, state.opt_state
+        if config.inner_steps == 1:
+            one = lambda key: gradient_of(state.params, real, key, now)
+            gradients, (values, seen) = each(one, keys)
+            gradient = mean_over(gradients, axis_name)
+            parts, norm = update(parts, gradient), optax.tree.norm(gradient)
         else:
-            each, (values, seen) = jax.lax.map(one, keys)
-            gradient, value = jnp.mean(each, axis=0), jnp.mean(values)
-        if axis_name is not None:
-            gradient, value = jax.lax.pmean((gradient, value), axis_name)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(params, state.ema_params, 1 - decay)
-        state = train.TrainState(state.step + 1, params, average, opt_state)
-        return state, (value, optax.tree.norm(gradient), seen, jnp.max(now))
+            aim = lambda key: targets_of(state.params, real, key, now)
+            clouds, values, seen = each(aim, keys)
+
+            def follow(parts, _):
+                gradients = each(lambda cloud: jax.grad(loss_to)(parts[0], *cloud), clouds)
+                gradient = mean_over(gradients, axis_name)
+                return update(parts, gradient), optax.tree.norm(gradient)
+
+            parts, norms = jax.lax.scan(follow, parts, length=config.inner_steps)
+            norm = jnp.mean(norms)
+        state = train.TrainState(state.step + 1, *parts)
+        return state, (mean_over(values, axis_name), norm, seen, jnp.max(now))
 
     return step
 
 
-def make_gradient(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
-    """``(params, real, key, epsilons) -> (gradient, (loss, certificate))`` of one cloud each."""
+def make_losses(
+    config: GeneratorConfig, net: nets.Network, temperature: float
+) -> tuple[Callable, Callable]:
+    """Two functions of ``(params, real, key, epsilons)``, which draw clouds and solve for plans.
+
+    The first gives ``(gradient, (loss, certificate))``, the second ``((z, targets), loss,
+    certificate)``, where targets are the places that samples go to.
+    """
     loss_of = by_class(config, objective(config))
     second = config.has_self_term() and config.self_cloud == "second"
     own = labels_of(config, config.n), labels_of(config, config.k)
 
-    def gradient_of(params, real, key, epsilons):
+    def drawn(real, key):
         keys = jax.random.split(key, 4)
         y = draw_real(config, real, keys[0], config.m)
-        z, z_other = (latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True))
+        z = [latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True)]
+        return y, z, keys[3]
+
+    def samples(params, z):
+        x = net.apply_fn(params, z[0], own[0])
+        return x, net.apply_fn(params, z[1], own[1]) if second else x
+
+    def gradient_of(params, real, key, epsilons):
+        y, z, key_loss = drawn(real, key)
 
         def loss_fn(params):
-            x = net.apply_fn(params, z, own[0])
-            other = net.apply_fn(params, z_other, own[1]) if second else x
-            value, seen = loss_of(x, other, y, keys[3], list(epsilons), temperature)
+            x, other = samples(params, z)
+            value, seen = loss_of(x, other, y, key_loss, list(epsilons), temperature)
             return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
-    return gradient_of
+    def targets_of(params, real, key, epsilons):
+        y, z, key_loss = drawn(real, key)
+        loss = lambda x, other: loss_of(x, other, y, key_loss, list(epsilons), temperature)
+        x, other = samples(params, z)
+        (value, seen), slope = jax.value_and_grad(loss, has_aux=True)(x, other)
+        return (z[0], x - len(x) * slope), value, seen  # x + v: the loss is half the mean of |v|^2
+
+    return gradient_of, targets_of
+
+
+def each(function: Callable, clouds: Any) -> Any:
+    """``function`` of every cloud, one after the other; results have an axis of clouds."""
+    if len(jax.tree.leaves(clouds)[0]) > 1:
+        return jax.lax.map(function, clouds)
+    only = function(jax.tree.map(lambda leaf: leaf[0], clouds))
+    return jax.tree.map(lambda leaf: leaf[None], only)
+
+
+def mean_over(values: Any, axis_name: str | None) -> Any:
+    """The mean over a device's clouds, and over devices where there is an axis of them."""
+    own = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
+    return own if axis_name is None else jax.lax.pmean(own, axis_name)
 
 
 def summary(seen, axis_name: str | None = None) -> Info:
@@ -314,16 +364,26 @@ def summary(seen, axis_name: str | None = None) -> Info:
 
 
 def make_optimizer(config: GeneratorConfig) -> optax.GradientTransformation:
-    """Clipped gradients, Adam, linear warm-up, cosine decay to zero."""
-    steps = config.warmup_steps, config.train_steps
-    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, *steps)
-    adam = optax.adam(rate, b1=config.b1, b2=config.b2)
+    """Clipped gradients, and Adam with the config's decays."""
+    adam = optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+
+
+def learning_rate(config: GeneratorConfig) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to zero, of the number of updates before."""
+    updates = config.train_steps * config.inner_steps
+    return training.decaying(config.learning_rate, updates, warmup_steps=config.warmup_steps)
+
+
+def logged_rate(config: GeneratorConfig) -> optax.Schedule:
+    """The rate of a step's last update, of the number of steps before."""
+    rate, inner = learning_rate(config), config.inner_steps
+    return lambda before: rate((before + 1) * inner - 1)
 
 
 def ema_decay(config: GeneratorConfig) -> float:
     """At most what spans a tenth of the training: nothing is left of the initial values."""
-    return min(config.ema_decay, 1 - 10 / max(config.train_steps, 20))
+    return min(config.ema_decay, 1 - 10 / max(config.train_steps * config.inner_steps, 20))
 
 
 def watch(config: GeneratorConfig) -> Callable[[int, Info], None]:
@@ -377,6 +437,8 @@ def learn(run: Run, config: GeneratorConfig, real: Real | None) -> tuple[Generat
             made.step,
             lambda part: real,
             key=made.key,
+            rate=logged_rate(config),
+            batch_size=config.n * jax.local_device_count(),
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,
