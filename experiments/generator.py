@@ -14,8 +14,8 @@ import argparse
 import sys
 
 from experiments.generators import reports
-from experiments.generators.config import IMAGES, GeneratorConfig, check, preset
-from experiments.harness import cli
+from experiments.generators.config import IMAGES, GeneratorConfig, check, check_devices, preset
+from experiments.harness import cli, hosts
 from sinkflow import data
 
 Config = GeneratorConfig  # named as every driver's
@@ -24,6 +24,7 @@ Config = GeneratorConfig  # named as every driver's
 def main(config: GeneratorConfig) -> dict:
     """Trains, samples with one evaluation, measures, draws; returns result.json's content."""
     check(config)
+    check_devices(config.clouds)
     if config.dataset in data.TASKS:
         return reports.report_plane(config)
     if config.dataset in IMAGES:
@@ -43,4 +44,5 @@ def defaults(arguments: list[str]) -> GeneratorConfig:
 if __name__ == "__main__":
     cli.keep_programs()
     with cli.clear_errors():
+        hosts.join()
         main(cli.parse(defaults(sys.argv[1:]), __doc__))

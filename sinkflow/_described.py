@@ -106,8 +106,12 @@ def _network_class(name: str) -> Any:
 
 
 def _fields(kind: Any) -> list[Any]:
-    """Settings of a network's class; Linen gives every class two fields more."""
-    return [field for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
+    """Settings of a network's class; Linen gives every class two fields more.
+
+    The axis of devices is none of them: it is of the training, not of what was trained.
+    """
+    other = ("parent", "name", "axis_name")
+    return [field for field in dataclasses.fields(kind) if field.name not in other]
 
 
 def _form(hint: Any) -> Any:

@@ -176,11 +176,20 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[Any]:
     """Orbax's, which logs pages of what it also raises: its log is silent meanwhile."""
-    parts = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(own)
+    if jax.process_count() > 1:  # else Orbax has all of them wait for one another
+        alone = ocp.options.MultiprocessingOptions(own, {own}, f"process-{own}")
+    settings = {"multiprocessing_options": alone}
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(**settings),
+        state=ocp.StandardCheckpointHandler(**settings),
+        config=ocp.JsonCheckpointHandler(**settings),
+    )
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**parts)) as orbax:
+        with ocp.Checkpointer(handler, **settings) as orbax:
             yield orbax
     finally:
         log.disabled = before

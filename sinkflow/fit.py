@@ -76,22 +76,24 @@ def fit(
 ) -> tuple[State, FitReport]:
     """Trains until ``state.step`` is ``num_steps``; resumes from the folder's newest checkpoint.
 
-    A resumed training ends with the parameters of an unbroken one, bit for bit, when it is given
-    the same arguments on as many devices.
+    A resumed training ends with the parameters of an unbroken one when it is given the same
+    arguments: bit for bit on one device, to rounding on any other number of devices.
 
     Args:
       state: fresh state with a field ``step`` that counts, like :class:`sinkflow.train.TrainState`.
         Its memory is given away; a checkpoint's state takes its place.
       step: pure ``(state, rows, key, *, axis_name) -> (state, metrics)``, for example from
-        :func:`sinkflow.train.drawing_step`. It averages gradients over ``axis_name``, the local
-        devices. Metrics are scalars, in a NamedTuple or a dict.
+        :func:`sinkflow.train.drawing_step`. Every device of ``axis_name`` has the same state, rows
+        and key; a step computes on its :func:`sinkflow.train.own_part` of what it draws, and
+        averages gradients. Metrics are scalars, in a NamedTuple or a dict.
       rows: what the step draws its batches from, or a function that makes it from the part's
-        number 0, 1, .... Leading axes are shared by the local devices.
-      key: PRNG key. Each device has its own, folded with the step's number.
+        number 0, 1, .... Every device keeps all of it.
+      key: PRNG key, folded with the step's number.
       num_steps: steps in all, those before a resume included.
       steps_per_call: steps in one compiled program; log lines are as far apart.
       refresh_every: steps of a part, after which ``rows(part)`` is asked for; 0 for one part.
-      folder: where ``checkpoints/`` are written; None for none.
+      folder: where ``checkpoints/`` are written; None for none. Of several processes the first
+        alone reads and writes there, and the others are told.
       config: JSON-serialisable settings, kept in the checkpoints; others refuse to resume. What
         ``step``, ``rows`` and ``key`` were made from belongs here: none of them is compared.
       checkpoint_every: steps between checkpoints; 0 for one at the end.
@@ -112,7 +114,7 @@ def fit(
 
     Raises:
       ValueError: counts that are no multiples of one another, a folder of a run with another
-        config, network or more steps, rows that the devices cannot share evenly, a network that
+        config, network or more steps, a batch that the devices cannot share evenly, a network that
         is not of sinkflow, a state without ``step`` (or ``ema_params`` beside a network), or a step
         that does not count.
       FloatingPointError: a metric, or an array of the state, is not finite; the message names step
@@ -142,25 +144,25 @@ def fit(
     state, resumed_from = _restored(state, folder, config)
     done = int(state.step)  # type: ignore[attr-defined]
     _check_start(done, num_steps, steps_per_call, folder)
-    if folder is not None and description is not None:
+    if folder is not None and description is not None and jax.process_index() == 0:
         _described.write(pathlib.Path(folder), description, resumed_from is not None)
-    advance = parallel.pmap_step(_call(train.make_steps(step, steps_per_call, summary=summary)))
-    keys = jax.random.split(key, jax.local_device_count())
+    many = train.make_steps(step, steps_per_call, summary=summary)
+    advance = parallel.pmap_step(_call(many), batch_axes=(None, 0))
+    # One key, whatever the number of devices; pmap wants something that is mapped.
+    keys = parallel.shard(jnp.repeat(jax.random.split(key, 1), jax.local_device_count()))
     part_steps = refresh_every or num_steps
-    state, shards, part = parallel.replicate(state), None, -1
+    state, whole, part = parallel.replicate(state), None, -1
     last = saved = done
     for first in progress(range(done, num_steps, steps_per_call)):
-        if stop is not None and stop():
+        if stop is not None and parallel.anywhere(stop()):
             break
         if first // part_steps != part:
-            shards = None  # the last part's memory is free before the next one takes its own
-            made = rows(first // part_steps) if callable(rows) else rows
-            shards = parallel.shard((made, keys))
-            del made
+            whole = None  # the last part's memory is free before the next one takes its own
+            whole = parallel.replicate(rows(first // part_steps) if callable(rows) else rows)
             if part < 0 and compiled is not None:
-                compiled(advance.lower(state, shards).compile())
+                compiled(advance.lower(state, (whole, keys)).compile())
             part = first // part_steps
-        state, (metrics, finite) = advance(state, shards)
+        state, (metrics, finite) = advance(state, (whole, keys))
         last = first + steps_per_call
         _check_step(state, first, last)
         check_finite(last, metrics if isinstance(metrics, Mapping) else metrics._asdict())
@@ -217,8 +219,8 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
 def _call(steps: Callable) -> Callable:
     """The steps of one device, for :func:`sinkflow.parallel.pmap_step`."""
 
-    def call(state: Any, shard: Any, *, axis_name: str) -> tuple[Any, Any]:
-        rows, key = shard
+    def call(state: Any, batch: Any, *, axis_name: str) -> tuple[Any, Any]:
+        rows, key = batch
         state, metrics = steps(state, rows, key[0], axis_name=axis_name)
         return state, (metrics, jax.tree.map(_is_finite, state))
 
@@ -298,13 +300,14 @@ def _restored(state: State, folder: Folder, config: Mapping[str, Any]) -> tuple[
     from sinkflow import checkpoint
 
     checkpoints = pathlib.Path(folder) / CHECKPOINTS
-    if checkpoint.latest_step(checkpoints) is None:
+    if not parallel.anywhere(checkpoint.latest_step(checkpoints) is not None):
         return state, None
-    state = checkpoint.restore(checkpoints, state, config)
+    state = parallel.from_first(lambda: checkpoint.restore(checkpoints, state, config), state)
     return state, int(state.step)  # type: ignore[attr-defined]
 
 
 def _save(folder: str | pathlib.Path, step: int, state: Any, config: Mapping[str, Any]) -> None:
     from sinkflow import checkpoint
 
-    checkpoint.save(pathlib.Path(folder) / CHECKPOINTS, step, state, config)
+    if jax.process_index() == 0:
+        checkpoint.save(pathlib.Path(folder) / CHECKPOINTS, step, state, config)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sinkflow import flow, pairs
+from sinkflow import _flows, flow, pairs
 from sinkflow._clouds import all_finite, check_finite, draw_clouds
 from sinkflow.ot import _inputs
 from sinkflow.ot._inputs import check_limits
@@ -92,6 +92,9 @@ def build(
 ) -> tuple[Pool, PoolInfo]:
     """Simulates flows between fresh clouds and keeps every state and velocity.
 
+    The local devices share the clouds, and so do the processes of a distributed program. The pool
+    lies on the first device, whole in every process.
+
     Args:
       key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
       source: ``(key, n) -> [n, d]``, every point finite.
@@ -103,7 +106,8 @@ def build(
         time the last one must be 1. Times of the pool have their dtype.
       time: "geodesic" (s in [0, 1], 1 - s_{k+1} = (1 - s_k)(1 - step)) or "flow" (the
         paper's t_k, the sum of steps).
-      clouds_per_call: clouds simulated side by side; they wait for the slowest solve.
+      clouds_per_call: clouds simulated side by side on each device; they wait for the slowest
+        solve.
       limits: when each solve stops and what it stores, see :class:`sinkflow.Limits`.
       independent_self: take the self term from a second cloud, see :func:`sinkflow.flow.step`.
       dtype: of the positions and velocities that are kept, floating, default the clouds' own. A
@@ -137,52 +141,36 @@ def build(
         raise ValueError(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
-    pools, infos, finite = [], [], []
-    for first in progress(range(0, num_clouds, clouds_per_call)):
-        indices = jnp.arange(first, first + clouds_per_call)
-        x, y = draw_clouds(key, source, target, indices, num_particles)
-        finite.append(all_finite(x, y))  # looked at below: asking now would wait for the device
-        trajectory, info = _simulate(x, y, epsilon, step_sizes, *limits, independent_self)
-        pools.append(_from_trajectories(trajectory, step_sizes, time, dtype))
+    parts = []
+    for indices in progress(_flows.rounds(num_clouds, clouds_per_call)):
+        x, y = draw_clouds(key, source, target, jnp.asarray(indices), num_particles)
+        finite = all_finite(x, y)  # looked at below: asking now would wait for the device
+        trajectory, info = _flows.simulate(x, y, epsilon, step_sizes, limits, independent_self)
+        parts.append((_from_trajectories(trajectory, step_sizes, time, dtype), info, finite))
         del trajectory  # before the next one is made beside it
-        infos.append(info)
-    info = PoolInfo(*(np.concatenate(jax.device_get(leaf)) for leaf in zip(*infos, strict=True)))
-    check_finite(np.concatenate(jax.device_get(finite)))
-    if not (allow_unconverged or info.converged.all()):
+    rows, *certificates = _flows.together(parts, num_clouds)
+    solves, finite = jax.device_get(certificates)
+    certified = PoolInfo(*solves)
+    check_finite(finite)
+    if not allow_unconverged:
+        _check_converged(certified, limits)
+    return rows, certified
+
+
+def _check_converged(info: PoolInfo, limits: Limits) -> None:
+    """Raises RuntimeError with the number of solves that did not converge, if any."""
+    if not info.converged.all():
         failed = int(np.sum(~info.converged))
         raise RuntimeError(
             f"{failed} of {info.converged.size} Sinkhorn solves did not converge (worst marginal "
             f"error {np.max(info.marginal_error):.2g}, wanted {float(limits.threshold):.2g}): "
             "raise epsilon or max_iterations, or allow an unconverged pool"
         )
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pools), info
 
 
 def _check_time(time: str) -> None:
     if time not in TIMES:
         raise ValueError(f"unknown time {time!r}; choose one of {', '.join(TIMES)}")
-
-
-@functools.partial(jax.jit, static_argnames=("storage", "independent_self"))
-def _simulate(
-    x: Float[Array, "clouds n d"],
-    y: Float[Array, "clouds m d"],
-    epsilon: ScalarLike,
-    step_sizes: Float[Array, "steps"],
-    threshold: ScalarLike,
-    max_iterations: ScalarLike,
-    storage: str,
-    independent_self: bool,
-) -> tuple[flow.Trajectory, tuple[Array, ...]]:
-    limits = Limits(threshold, max_iterations, storage)
-
-    def simulate(x: Array, y: Array) -> tuple[flow.Trajectory, tuple[Array, ...]]:
-        _, trajectory, info = flow.run(
-            x, y, epsilon, step_sizes, limits=limits, independent_self=independent_self
-        )
-        return trajectory, info[1:]
-
-    return jax.vmap(simulate)(x, y)
 
 
 @functools.partial(jax.jit, static_argnames=("time", "dtype"))

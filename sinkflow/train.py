@@ -1,7 +1,7 @@
 """Velocity-field matching: state, loss and pure training steps."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,12 @@ __all__ = [
     "make_step",
     "make_steps",
     "mean_over_steps",
+    "own_part",
     "time_prediction_loss",
     "velocity_matching_loss",
 ]
+
+Tree = TypeVar("Tree")  # of arrays
 
 
 class TrainState(NamedTuple):
@@ -126,6 +129,9 @@ def make_step(
 def drawing_step(step: Step, sample: Callable) -> Step:
     """A pure ``step(state, data, key, *, axis_name=None)`` that draws its rows from ``data``.
 
+    With ``axis_name`` every device of that axis draws the whole batch, from the same data with the
+    same key, and takes its :func:`own_part`. So the batch does not depend on their number.
+
     Args:
       step: from :func:`make_step`.
       sample: ``(data, key) -> rows``, for example :func:`sinkflow.pool.sample` with its batch
@@ -135,9 +141,36 @@ def drawing_step(step: Step, sample: Callable) -> Step:
     def draw_and_step(
         state: TrainState, data: Any, key: PRNGKey, *, axis_name: str | None = None
     ) -> tuple[TrainState, Any]:
-        return step(state, sample(data, key), axis_name=axis_name)
+        return step(state, own_part(sample(data, key), axis_name), axis_name=axis_name)
 
     return draw_and_step
+
+
+def own_part(batch: Tree, axis_name: str | None) -> Tree:
+    """This device's equal part of a batch that all devices of the axis have whole.
+
+    Args:
+      batch: leaves [batch, ...]. Those without an axis, a key for example, stay as they are.
+      axis_name: of the devices; None for one device, which takes everything.
+
+    Raises:
+      ValueError: at trace time, a leading axis that the number of devices does not divide.
+    """
+    count = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if count == 1:
+        return batch
+
+    def cut(leaf: Array) -> Array:
+        if jnp.ndim(leaf) == 0:
+            return leaf
+        if leaf.shape[0] % count:
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} cannot be split evenly over {count} devices"
+            )
+        own = leaf.shape[0] // count
+        return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(axis_name) * own, own)
+
+    return jax.tree.map(cut, batch)
 
 
 def mean_over_steps(infos: Any, axis_name: str | None = None) -> Any:

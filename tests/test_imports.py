@@ -28,7 +28,8 @@ LEVELS = [
         "_clouds",
     },
     {"flow", "pairs", "sampling", "generator", "metrics", "plotting", "page", "_described"},
-    {"pool", "opponents", "fit"},
+    {"_flows", "opponents", "fit"},
+    {"pool"},
 ]
 # What else a package or module must not import: of sinkflow, and of others.
 APART = {
@@ -41,7 +42,8 @@ APART = {
     "parallel": {"types"},
     "checkpoint": {"types"},
 }
-WITHOUT_FLAX = {"ot", "data", "ode", "flow", "pairs", "pool", "generator", "opponents", "sampling"}
+WITHOUT_FLAX = {"ot", "data", "ode", "flow", "_flows", "pairs", "pool"}
+WITHOUT_FLAX |= {"generator", "opponents", "sampling"}
 WITHOUT_OPTAX = {*WITHOUT_FLAX, "nets", "fit", "metrics"}
 # Folders of experiments beside its drivers, and what each may import of experiments.
 SHARED = {
@@ -49,7 +51,8 @@ SHARED = {
     "vectors": {"harness", "vectors"},
     "images": {"harness", "images"},
     "generators": {"harness", "vectors", "images", "generators"},
-    "bench": {"harness", "images", "bench"},  # it trains the UNet as the image drivers do
+    # It trains the UNet and generators as their drivers do.
+    "bench": {"harness", "images", "generators", "bench"},
     "pages": {"harness", "vectors", "images", "generators", "bench", "pages"},
 }
 LONGEST_DRIVER = 120  # lines

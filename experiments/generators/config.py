@@ -67,13 +67,16 @@ class GeneratorConfig:
     temperature: float = 0.05
     """Of objective drift, in mean distances of real samples to each other."""
     n: int = 256
-    """Generated samples of a step, on each device. With labels n, m and k are rounded down to
-    multiples of the number of classes."""
+    """Generated samples of a cloud. With labels n, m and k are rounded down to multiples of the
+    number of classes."""
     m: int = 512
-    """Real samples of a step, on each device."""
+    """Real samples of a cloud."""
     k: int = 512
-    """Samples of the self term's second cloud, on each device; as many as real ones, or their
-    pulls do not cancel where both have one law."""
+    """Samples of the self term's second cloud; as many as real ones, or their pulls do not cancel
+    where both have one law."""
+    clouds: int = 1
+    """Clouds of each kind in a step, over all devices, which share them evenly; gradients are
+    averaged. A device takes its own one after the other."""
     threshold: float = 3e-2
     """L1 marginal error [mass, total 1] at which a solve of the training stops."""
     max_iterations: int = 2_000
@@ -222,6 +225,7 @@ PICTURES: dict[str, Any] = {
 }
 SMOKE: dict[str, Any] = {
     "smoke": True,
+    "clouds": 4,
     "n": 40,
     "m": 60,
     "k": 60,
@@ -252,7 +256,7 @@ def check(config: GeneratorConfig) -> None:
         train_steps=config.train_steps,
         checkpoint_every=config.checkpoint_every,
     )
-    counts = ["latent", "channels", "num_blocks", "num_floors", "sample_batch"]
+    counts = ["clouds", "latent", "channels", "num_blocks", "num_floors", "sample_batch"]
     counts += ["max_iterations", "num_iterations", "inner_steps"]
     check_positive_counts(**{name: getattr(config, name) for name in counts})
     check_widths("hidden_dims", config.hidden_dims)
@@ -281,6 +285,16 @@ def check(config: GeneratorConfig) -> None:
         num_samples=(config.num_samples >= judge.LEAST_IMAGES, f"[{judge.LEAST_IMAGES}, inf)"),
     )
     check_together(config)
+
+
+def check_devices(clouds: int) -> None:
+    """Raises ValueError for clouds that the devices cannot share evenly."""
+    count = jax.device_count()
+    if clouds % count:
+        raise ValueError(
+            f"clouds is {clouds}; it must be a multiple of {count} devices: give --clouds {count}, "
+            "or make one device visible (CUDA_VISIBLE_DEVICES=0)"
+        )
 
 
 def check_together(config: GeneratorConfig) -> None:

@@ -250,9 +250,8 @@ def timer_of_loss(config: GeneratorConfig, real, scales) -> Callable:
     key_x, key_other, key_y = jax.random.split(config.key("evaluate"), 3)
     own = [training.labels_of(config, count) for count in (config.n, config.k)]
     second = config.has_self_term() and config.self_cloud == "second"
-    one = jax.tree.map(training._first_device, real)
     place = jax.local_devices()[0]
-    y = jax.device_put(training.draw_real(config, one, key_y, config.m), place)
+    y = jax.device_put(training.draw_real(config, real, key_y, config.m), place)
     epsilons = [jnp.asarray(value) for value in scales["epsilon"]]
 
     def several(x, other, y):

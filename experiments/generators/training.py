@@ -1,7 +1,7 @@
 """Training of one-step generators: network, real samples, objective, steps; and loading of a run.
 
-A step draws its clouds on the device. Samples are vectors [n, d] outside of the networks. Each
-device has clouds of its own, and gradients are averaged.
+A step draws its clouds on the device. Samples are vectors [n, d] outside of the networks. The
+devices share the clouds of a step: each has some of its own, and gradients are averaged.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.generators.config import SOLVED, GeneratorConfig, check, preset
+from experiments.generators.config import SOLVED, GeneratorConfig, check, check_devices, preset
 from experiments.harness import training
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import checked, naming
@@ -34,9 +34,9 @@ class Generator(NamedTuple):
 
 
 class Real(NamedTuple):
-    """Real samples of all devices, and where in a device's share those of each class are.
+    """Real samples, and where those of each class are.
 
-    ``rows`` [devices * classes, most] is filled up behind the first ``counts``.
+    ``rows`` [classes, most] is filled up behind the first ``counts`` [classes].
     """
 
     samples: jax.Array
@@ -138,23 +138,21 @@ def labels_of(config: GeneratorConfig, count: int):
 
 
 def real_samples(config: GeneratorConfig, samples=None, labels=None) -> Real | None:
-    """Samples [N, ...], shuffled and shared among the devices; None in the plane, drawn afresh."""
+    """Samples [N, ...], shuffled; None in the plane, drawn afresh."""
     if samples is None:
         return None
-    devices, classes = jax.local_device_count(), config.num_classes()
     order = np.asarray(jax.random.permutation(config.key("shuffle"), len(samples)))
-    order = order[: len(samples) // devices * devices].reshape(devices, -1)
     own = np.asarray(labels)[order] if config.labels else np.zeros(order.shape, int)
-    found = [np.flatnonzero(part == label) for part in own for label in range(classes)]
+    found = [np.flatnonzero(own == label) for label in range(config.num_classes())]
     counts = np.array([len(rows) for rows in found])
     if not counts.all():
-        raise ValueError("a class has no real samples on one of the devices; leave --labels away")
+        raise ValueError("a class has no real samples; leave --labels away")
     rows = np.stack([np.resize(rows, counts.max()) for rows in found])
-    return Real(jnp.asarray(samples[order.ravel()]), jnp.asarray(rows), jnp.asarray(counts))
+    return Real(jnp.asarray(samples[order]), jnp.asarray(rows), jnp.asarray(counts))
 
 
 def draw_real(config: GeneratorConfig, real: Real | None, key, count: int):
-    """Real samples [classes, share, d] of one device, with replacement."""
+    """Real samples [classes, share, d] of one cloud, with replacement."""
     if real is None:
         return data.SAMPLERS[data.task(config.dataset).target](key, count)[None]
     shape = (config.num_classes(), share(config, count))
@@ -170,10 +168,9 @@ def units(config: GeneratorConfig, real: Real | None) -> tuple[np.ndarray, float
     Raises:
       RuntimeError: no epsilon gives the wanted number of neighbours.
     """
-    one = None if real is None else jax.tree.map(_first_device, real)
     count = config.m if config.epsilon_unit == "neighbours" else UNIT_SAMPLES
     draw = jax.jit(functools.partial(draw_real, config, count=count))
-    x, y = (draw(one, key) for key in jax.random.split(config.key("epsilon")))
+    x, y = (draw(real, key) for key in jax.random.split(config.key("epsilon")))
     flat = [cloud.reshape(-1, cloud.shape[-1]) for cloud in (x, y)]
     distance = float(jnp.mean(jnp.sqrt(2 * costs.squared_euclidean(*flat))))
     unit = float(mean_cost(*flat)) if config.epsilon_unit == "mean-cost" else 1.0
@@ -181,10 +178,6 @@ def units(config: GeneratorConfig, real: Real | None) -> tuple[np.ndarray, float
     if config.epsilon_unit == "neighbours":
         values = np.array([_for_neighbours(x, y, wanted) for wanted in config.epsilon])
     return values.astype(np.float32), config.temperature * distance
-
-
-def _first_device(leaf):
-    return leaf[: len(leaf) // jax.local_device_count()]
 
 
 def _for_neighbours(x, y, wanted: float) -> float:
@@ -257,61 +250,51 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
 def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature: float) -> Callable:
     """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    ``seen`` is loss, norm of the gradient, certificate and largest epsilon. Everything that the
-    step draws follows from its key.
+    ``seen`` is loss, norm of the gradient, certificates and largest epsilon. Everything that the
+    step draws follows from its key, whatever the number of devices.
     """
-    loss_of = by_class(config, objective(config))
+    gradient_of = make_gradient(config, net, temperature)
+    targets_of = make_targets(config, net, temperature)
     optimizer, decay = make_optimizer(config), ema_decay(config)
-    second = config.has_self_term() and config.self_cloud == "second"
-    own = labels_of(config, config.n), labels_of(config, config.k)
+    labels = labels_of(config, config.n)
 
     def step(state, real, key, *, axis_name=None):
-        keys = jax.random.split(key, 4)
         passed = state.step / config.train_steps
         now = epsilons * config.epsilon_start ** jnp.maximum(0.0, 1 - 2 * passed)
-        y = draw_real(config, real, keys[0], config.m)
-        z, z_other = (latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True))
+        parts = state.params, state.ema_params, state.opt_state
+        keys = jax.random.split(key, config.clouds) if config.clouds > 1 else key[None]
+        keys = train.own_part(keys, axis_name)
 
-        def clouds(params):
-            x = net.apply_fn(params, z, own[0])
-            return x, net.apply_fn(params, z_other, own[1]) if second else x
-
-        def loss_of_clouds(x, other):
-            return loss_of(x, other, y, keys[3], list(now), temperature)
-
-        # Losses of a coordinate: what clip means does not depend on d.
-        def loss_fn(params):
-            x, other = clouds(params)
-            value, seen = loss_of_clouds(x, other)
-            return value / x.shape[1], (value, seen)
-
-        def loss_to(params, targets):
-            return 0.5 * jnp.mean((net.apply_fn(params, z, own[0]) - targets) ** 2)
+        def of_each(function):
+            """``function`` of each cloud's key, its results along a first axis."""
+            one = functools.partial(function, state.params, real, now)
+            if len(keys) > 1:
+                return jax.lax.map(one, keys)
+            return jax.tree.map(lambda leaf: leaf[None], one(keys[0]))
 
         def update(parts, gradient):
             params, average, opt_state = parts
+            gradient = mean_over(gradient, axis_name)
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return params, optax.incremental_update(params, average, 1 - decay), opt_state
+            average = optax.incremental_update(params, average, 1 - decay)
+            return (params, average, opt_state), optax.tree.norm(gradient)
 
-        parts = state.params, state.ema_params, state.opt_state
         if config.inner_steps == 1:
-            gradient, (value, seen) = jax.grad(loss_fn, has_aux=True)(state.params)
-            gradient = mean_over(gradient, axis_name)
-            parts, norm = update(parts, gradient), optax.tree.norm(gradient)
+            gradients, (values, seen) = of_each(gradient_of)
+            parts, norm = update(parts, jnp.mean(gradients, axis=0))
         else:
-            x, other = clouds(state.params)
-            (value, seen), slope = jax.value_and_grad(loss_of_clouds, has_aux=True)(x, other)
-            targets = x - len(x) * slope  # x + v: the loss is half the mean of |v|^2
+            (z, targets), (values, seen) = of_each(targets_of)
 
-            def follow(parts, _):
-                gradient = mean_over(jax.grad(loss_to)(parts[0], targets), axis_name)
-                return update(parts, gradient), optax.tree.norm(gradient)
+            def distance(params):
+                x = jax.vmap(lambda z: net.apply_fn(params, z, labels))(z)
+                return 0.5 * jnp.mean((x - targets) ** 2)
 
+            follow = lambda parts, _: update(parts, jax.grad(distance)(parts[0]))
             parts, norms = jax.lax.scan(follow, parts, length=config.inner_steps)
             norm = jnp.mean(norms)
-        state = train.TrainState(state.step + 1, *parts)
-        return state, (mean_over(value, axis_name), norm, seen, jnp.max(now))
+        value = mean_over(jnp.mean(values), axis_name)
+        return train.TrainState(state.step + 1, *parts), (value, norm, seen, jnp.max(now))
 
     return step
 
@@ -319,6 +302,54 @@ def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature:
 def mean_over(tree, axis_name: str | None):
     """The mean over devices, where there is an axis of them."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def make_gradient(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
+    """``(params, real, epsilons, key) -> (gradient, (loss, certificate))`` of one cloud each."""
+    loss_of = by_class(config, objective(config))
+
+    def gradient_of(params, real, epsilons, key):
+        z, z_other, y, key = draw_clouds(config, real, key)
+
+        def loss_fn(params):
+            x, other = generated(config, net, params, z, z_other)
+            value, seen = loss_of(x, other, y, key, list(epsilons), temperature)
+            return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    return gradient_of
+
+
+def make_targets(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
+    """``(params, real, epsilons, key) -> ((z, x + v), (loss, certificate))`` of one cloud each."""
+    loss_of = by_class(config, objective(config))
+
+    def targets_of(params, real, epsilons, key):
+        z, z_other, y, key = draw_clouds(config, real, key)
+        x, other = generated(config, net, params, z, z_other)
+        loss = lambda x: loss_of(x, other, y, key, list(epsilons), temperature)
+        told, slope = jax.value_and_grad(loss, has_aux=True)(x)
+        return (z, x - len(x) * slope), told  # the loss is half the mean of |v|^2
+
+    return targets_of
+
+
+def draw_clouds(config: GeneratorConfig, real: Real | None, key) -> tuple:
+    """Latent points of a cloud and of the self term's, real samples, and a key of the objective."""
+    keys = jax.random.split(key, 4)
+    y = draw_real(config, real, keys[0], config.m)
+    counts = (len(labels_of(config, count)) for count in (config.n, config.k))
+    z, z_other = (latent(config, k, n) for k, n in zip(keys[1:3], counts, strict=True))
+    return z, z_other, y, keys[3]
+
+
+def generated(config: GeneratorConfig, net: nets.Network, params, z, z_other) -> tuple:
+    """Samples, and what the self term compares them with."""
+    x = net.apply_fn(params, z, labels_of(config, config.n))
+    if config.has_self_term() and config.self_cloud == "second":
+        return x, net.apply_fn(params, z_other, labels_of(config, config.k))
+    return x, x
 
 
 def summary(seen, axis_name: str | None = None) -> Info:
@@ -387,6 +418,7 @@ class Training(NamedTuple):
 
 def prepare(config: GeneratorConfig, real: Real | None) -> Training:
     """A fresh state, the step, the key of its draws, and the epsilons of the config."""
+    check_devices(config.clouds)
     epsilons, temperature = units(config, real)
     net = network(config)
     key_init, key_steps = jax.random.split(config.key("train"))

@@ -13,7 +13,7 @@ import pooch
 import tyro
 from tqdm.auto import tqdm
 
-from experiments.harness import settings, stopping
+from experiments.harness import hosts, settings, stopping
 
 
 def cli(config_class: Any, description: str | None) -> Any:
@@ -60,6 +60,8 @@ def clear_errors() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         if os.environ.get("SINKFLOW_TRACEBACK"):
             raise
+        if jax.distributed.is_initialized():
+            hosts.give_up(error)
         sys.exit(f"error: {error} (SINKFLOW_TRACEBACK=1 shows where)")
 
 
@@ -71,7 +73,8 @@ def run_driver(main: Callable[[Any], Any], config_class: type, doc: str | None) 
     """Parses the command line and runs a driver."""
     keep_programs()
     with clear_errors():
-        main(cli(config_class, doc))
+        hosts.join()
+        main(cli(config_class, f"{doc}\n\n{hosts.HELP}"))
 
 
 def keep_programs() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 
-from experiments.harness import board, folders, provenance
+from experiments.harness import board, folders, hosts, provenance
 from experiments.harness.files import write_json, write_text
 from experiments.harness.settings import flat
-from sinkflow import checkpoint
+from sinkflow import checkpoint, parallel
 from sinkflow.files import parse_object, read_object
 from sinkflow.fit import NOTHING, check_finite
 
@@ -73,7 +73,7 @@ class Run:
         free = {*WITHOUT_EFFECT, *config.SELECTION}
         settings = {name: value for name, value in self.config.items() if name not in free}
         self.settings = {"driver": driver, **settings}
-        self.out = config.folder()
+        self.out = hosts.own_folder(config.folder())
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
         self.pool_restored = False
@@ -158,11 +158,15 @@ class Run:
     def restored_pool(self, like: Any, make: Callable[[], Any]) -> Any:
         """The pool that an earlier start of this run saved, or ``make()``, then saved."""
         folder = self.out / "pool"
-        if checkpoint.latest_step(folder) is not None:
-            self.pool_restored = True
-            return checkpoint.restore(folder, like, self.settings)
+        self.pool_restored = parallel.anywhere(checkpoint.latest_step(folder) is not None)
+        if self.pool_restored:
+            return parallel.from_first(
+                lambda: checkpoint.restore(folder, like, self.settings),
+                like,
+            )
         made = make()
-        checkpoint.save(folder, 0, made, self.settings)
+        if jax.process_index() == 0:
+            checkpoint.save(folder, 0, made, self.settings)
         return made
 
     def circumstances(self) -> dict[str, Any]:

@@ -130,18 +130,13 @@ def check_positive_counts(**counts: int) -> None:
             raise ValueError(f"{name} is {count}; it must be at least 1")
 
 
-def check_batch(batch_size: int) -> int:
-    """Rows of each device's share of a batch.
-
-    Raises:
-      ValueError: a batch that the local devices cannot share evenly.
-    """
-    count = jax.local_device_count()
+def check_batch(batch_size: int) -> None:
+    """Raises ValueError for a batch that the devices cannot share evenly."""
+    count = jax.device_count()
     if batch_size < 1 or batch_size % count:
         raise ValueError(
             f"batch_size is {batch_size}; it must be a positive multiple of {count} devices"
         )
-    return batch_size // count
 
 
 def require_finite(name: str, values: Any) -> None:

@@ -13,7 +13,7 @@ import sinkflow
 from experiments.harness import board, stopping
 from experiments.harness.run import Run
 from experiments.harness.settings import check_steps
-from sinkflow import train
+from sinkflow import parallel, train
 
 
 def decaying(
@@ -128,7 +128,7 @@ def fit(
             stop=stopping.REQUESTS.asked,
             **options,
         )
-    if stopping.REQUESTS.asked():
+    if parallel.anywhere(stopping.REQUESTS.asked()):
         raise stopping.Stopped(
             f"step {int(state.step)} of {num_steps} ({description}) is saved in {run.out}"
         )

@@ -1,7 +1,5 @@
 """What is wrong with the settings of an image model."""
 
-import jax
-
 from experiments.harness.settings import (
     check_batch,
     check_positive_counts,
@@ -52,13 +50,11 @@ def check_counts(method: str, flow: Flow, training: Training, sampling: Sampling
             f"clouds_per_call is {flow.clouds_per_call}; it must divide {flow.num_clouds}"
         )
     particles = flow.num_clouds * flow.num_particles
-    shares = {"pair_size": flow.pair_size, "the number of devices": jax.local_device_count()}
-    for name, share in shares.items():
-        if particles % share:
-            raise ValueError(
-                f"num_clouds {flow.num_clouds} times num_particles {flow.num_particles} is "
-                f"{particles}; it must be a multiple of {name}, {share}"
-            )
+    if particles % flow.pair_size:
+        raise ValueError(
+            f"num_clouds {flow.num_clouds} times num_particles {flow.num_particles} is "
+            f"{particles}; it must be a multiple of pair_size, {flow.pair_size}"
+        )
 
 
 def check_parts(flow: Flow, network: Network, training: Training, sampling: Sampling) -> None:

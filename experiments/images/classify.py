@@ -49,7 +49,8 @@ def learn_classes(
         params = judge.MODEL.init(key_init, jnp.zeros((1, *classifier.SHAPE)))
         # No moving average: the rate decays to zero.
         step = train.make_step(judge.MODEL.apply, optimizer, ema_decay=0.0, loss_fn=cross_entropy)
-        draw = functools.partial(sample, batch_size=check_batch(batch_size), shift=shift)
+        check_batch(batch_size)
+        draw = functools.partial(sample, batch_size=batch_size, shift=shift)
         state = fit(
             run,
             train.create(params, optimizer),

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import jax
 
-from sinkflow import flow
+from sinkflow import flow, parallel
 from sinkflow.nets import unet
 
 STAGES = {
@@ -94,6 +94,7 @@ class Network:
             self.num_blocks,
             self.attention,
             dropout=self.dropout,
+            axis_name=parallel.AXIS,
         )
 
 

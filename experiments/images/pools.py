@@ -27,12 +27,6 @@ class Samplers(NamedTuple):
     key_epsilon: jax.Array
 
 
-def shared(pixels, key):
-    """As many images, shuffled, as the devices can share evenly."""
-    count = len(pixels) // jax.local_device_count() * jax.local_device_count()
-    return pixels[jax.random.permutation(key, len(pixels))[:count]]
-
-
 def samplers(pixels, key_epsilon: jax.Array, mirror: bool) -> Samplers:
     """Noise and images as samplers; images without replacement."""
     dim = pixels[0].size

@@ -12,7 +12,7 @@ from sinkflow.pairs import straight
 
 
 class Batch(NamedTuple):
-    """Rows to match velocities on, and the key [1] of the network's dropout."""
+    """Rows to match velocities on, and the key of the network's dropout."""
 
     rows: pool.Rows
     key: jax.Array
@@ -26,13 +26,13 @@ def straight_rows(pixels, key, batch_size: int, start: float, mirror: bool) -> B
     x0 = jax.random.normal(key_noise, x1.shape)
     t = jax.random.uniform(key_t, (batch_size,), minval=start)
     x, velocity = straight(x0, x1, t)
-    return Batch(pool.Rows(x, t, velocity), key_dropout[None])
+    return Batch(pool.Rows(x, t, velocity), key_dropout)
 
 
 def pool_rows(rows: pool.Pool, key, batch_size: int, power=1.0, start=0.0) -> Batch:
     """Rows of a pool of flows or of pairs, see :func:`sinkflow.pool.sample`."""
     key_rows, key_dropout = jax.random.split(key)
-    return Batch(pool.sample(rows, key_rows, batch_size, power, start), key_dropout[None])
+    return Batch(pool.sample(rows, key_rows, batch_size, power, start), key_dropout)
 
 
 def vectors(key, pixels, mirror: bool):
@@ -48,7 +48,7 @@ def matching_loss(apply_fn, params, batch: Batch, impl: str = "rbg"):
     ``impl`` is the generator of the masks: one of threefry costs a GPU more than they are worth.
     """
     words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=impl))).shape
-    bits = jax.random.bits(batch.key[0], words, jnp.uint32)
+    bits = jax.random.bits(batch.key, words, jnp.uint32)
     rngs = {"dropout": jax.random.wrap_key_data(bits, impl=impl)}
     noisy = functools.partial(apply_fn, train=True, rngs=rngs)
     return train.velocity_matching_loss(noisy, params, batch.rows) / batch.rows.x.shape[1]

@@ -30,7 +30,7 @@ from experiments.images.config import (
     pairing,
     stage_steps,
 )
-from experiments.images.pools import flow_pools, pair_pools, samplers, shared
+from experiments.images.pools import flow_pools, pair_pools, samplers
 from experiments.images.rows import matching_loss, pool_rows, prediction_loss, straight_rows
 from sinkflow import checkpoint, nets, train
 from sinkflow.files import read_object
@@ -50,8 +50,7 @@ TRAINING_FORM: dict[str, Any] = {
 class Stage(NamedTuple):
     """One network with its loss and rows.
 
-    ``data(part)`` makes what ``draw(data, key)`` draws rows from, leading axes shared by the
-    devices.
+    ``data(part)`` makes what ``draw(data, key)`` draws rows from.
     """
 
     network: nets.Network
@@ -72,11 +71,11 @@ def make_stages(
     training: Training,
 ) -> dict[str, Stage]:
     """The stages of the method, by name, for training images ``pixels`` [n, h, w, c] of uint8."""
-    share = check_batch(training.batch_size)
-    draw_flows = functools.partial(pool_rows, batch_size=share, power=training.row_power)
+    batch, power = training.batch_size, training.row_power
+    check_batch(batch)
+    draw_flows = functools.partial(pool_rows, batch_size=batch, power=power)
     velocity = nets.on_vectors(network.velocity(), data_set.shape, jnp.zeros(1))
-    # Images in random order once, so that every device's share has all classes.
-    pixels = shared(pixels, keys["shuffle"])
+    pixels = pixels[jax.random.permutation(keys["shuffle"], len(pixels))]
     clouds, kind = samplers(pixels, keys["epsilon"], data_set.flip), pairing(method, flow.pairs)
     independent = kind == "independent"
     paired = (
@@ -85,11 +84,11 @@ def make_stages(
     # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
     start = training.straight_start if method == "nsgf++" else 0.0
     uniform = (
-        functools.partial(straight_rows, batch_size=share, start=start, mirror=data_set.flip)
+        functools.partial(straight_rows, batch_size=batch, start=start, mirror=data_set.flip)
         if independent
-        else functools.partial(pool_rows, batch_size=share, start=start)
+        else functools.partial(pool_rows, batch_size=batch, start=start)
     )
-    straight = uniform if independent else functools.partial(uniform, power=training.row_power)
+    straight = uniform if independent else functools.partial(uniform, power=power)
     flows = flow_pools(run, keys["flows"], clouds, flow)
     made = {
         "velocity": Stage(velocity, matching_loss, draw_flows, flows),

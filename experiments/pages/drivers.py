@@ -165,6 +165,8 @@ def _speed() -> Iterator[Driver]:
     expected = f"batch {ours['batch']}: {ours['images_per_second']:.0f} images/s"
     made = (*_file("bench-unet-h200"), *_file("bench-unet-h200", kind="md"))
     yield Driver("bench_unet", "--device gpu", made, expected=expected)
+    expected = "rates on one and more devices, and their efficiency"
+    yield Driver("bench_devices", "--device gpu --counts 1 2", expected=expected)
 
 
 def _kinds(found: Any) -> str:

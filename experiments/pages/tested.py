@@ -16,6 +16,26 @@ def flips() -> str:
     return _counted("tested-flips", "files of", "flips")
 
 
+def devices() -> str:
+    """Largest differences of parameters from those of one device, by case and number of devices."""
+    rows: dict[str, dict[str, Any]] = record("tested-devices")["rows"]
+    counts = ("on 1", "on 2", "on 4", "on 8")
+    body = [
+        [
+            label,
+            str(row["steps"]),
+            *(f"{row[count]:.1e}" if count in row else "" for count in counts),
+            row["versions"]["jax"],
+            row["commit"],
+        ]
+        for label, row in rows.items()
+    ]
+    title = f"Differences from one device ({link('tested-devices', 'record')})"
+    return tables.markdown(
+        tables.Table(title, ["training", "steps", *counts, "jax", "commit"], body)
+    )
+
+
 def _counted(name: str, what: str, count: str) -> str:
     """A row for each entry of a record, and their sum."""
     rows: dict[str, dict[str, Any]] = record(name)["rows"]
@@ -28,4 +48,4 @@ def _counted(name: str, what: str, count: str) -> str:
     return tables.markdown(tables.Table(title, [what, count, "seed", "jax", "commit"], body))
 
 
-BLOCKS = {"tested-kills": kills, "tested-flips": flips}
+BLOCKS = {"tested-kills": kills, "tested-flips": flips, "tested-devices": devices}

@@ -133,14 +133,8 @@ class VectorConfig:
 
 
 def check_pool(flow: Flow) -> None:
-    """Raises ValueError unless there are rows, and the local devices can share them evenly."""
+    """Raises ValueError unless there are rows."""
     check_positive_counts(num_clouds=flow.num_clouds, num_particles=flow.num_particles)
-    rows, count = flow.num_clouds * flow.num_particles, jax.local_device_count()
-    if rows % count:
-        raise ValueError(
-            f"num_clouds {flow.num_clouds} times num_particles {flow.num_particles} is {rows} "
-            f"rows; they must be a multiple of {count} devices"
-        )
 
 
 def check_training(network: Network, training: Training) -> None:

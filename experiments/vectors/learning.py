@@ -53,7 +53,7 @@ def learn(
       The field, with averaged parameters, and the pool's certificates in numbers.
     """
     key_pool, key_init, key_train, key_check = jax.random.split(key, 4)
-    share = check_batch(training.batch_size)
+    check_batch(training.batch_size)
     check_steps(
         training.steps_per_call,
         train_steps=training.train_steps,
@@ -76,7 +76,8 @@ def learn(
         rate = decaying(training.learning_rate, training.train_steps)
         optimizer = adam(rate)
         step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay)
-        draw = functools.partial(pool.sample, batch_size=share, power=training.row_power)
+        batch, power = training.batch_size, training.row_power
+        draw = functools.partial(pool.sample, batch_size=batch, power=power)
         state = fit(
             run,
             train.init(key_init, model, optimizer, samplers.dim),

@@ -30,6 +30,33 @@ def hidden_layers(h: Float[Array, "n k"], widths: Sequence[int]) -> Float[Array,
     return h
 
 
+class Dropout(nn.Module):
+    """Sets entries of x to zero at random and scales up the others, with ``train=True`` only.
+
+    Every device of the axis draws the mask of the whole batch and takes its part: what is dropped
+    does not depend on their number. Without an axis it is Flax's layer, bit for bit.
+
+    Attributes:
+      rate: share of entries that are dropped.
+      axis_name: mapped axis of devices that share a batch evenly; None for one device.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ..."], *, train: bool) -> Float[Array, "n ..."]:
+        if not train or self.rate == 0.0:
+            return x
+        kept, key = 1.0 - self.rate, self.make_rng("dropout")
+        count = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        mask = jax.random.bernoulli(key, kept, (count * x.shape[0], *x.shape[1:]))
+        if count > 1:
+            first = jax.lax.axis_index(self.axis_name) * x.shape[0]
+            mask = jax.lax.dynamic_slice_in_dim(mask, first, x.shape[0])
+        return jnp.where(mask, x / kept, jnp.zeros_like(x))
+
+
 class Conv(nn.Module):
     """3x3 convolution of x [n, h, w, c], zeros around it.
 

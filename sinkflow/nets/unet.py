@@ -9,7 +9,7 @@ import jax.extend
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sinkflow.nets._layers import Conv, GroupNorm
+from sinkflow.nets._layers import Conv, Dropout, GroupNorm
 from sinkflow.types import Array, Float, Int, check_shape
 
 __all__ = ["CIFAR_UNET", "Condition", "ConvTimePredictor", "ResidualBlock", "SelfAttention", "UNet"]
@@ -34,6 +34,8 @@ class UNet(nn.Module):
       head_dim: width of an attention head.
       dropout: rate within residual blocks, with ``train=True`` only, which then needs
         ``rngs={"dropout": key}`` (a key of ``impl="rbg"`` is the cheap one on a GPU).
+      axis_name: with ``train=True``, the mapped axis of devices that share a batch evenly; each
+        takes its part of the whole batch's dropout mask. None for one device.
       num_classes: 0 for a field without labels, which lie in 0 .. num_classes - 1. Others raise an
         error; traced ones, whose values are not known then, make their images NaN.
       flash: on CUDA attend by cuDNN's fused kernel, where the images have a multiple of 64 pixels.
@@ -58,6 +60,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     flash: bool = True
     dtype: DTypeLike = jnp.bfloat16
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -74,7 +77,8 @@ class UNet(nn.Module):
         condition = Condition(self.channels, self.num_classes)(t, labels)
 
         def residual(h: Array, width: int) -> Array:
-            return ResidualBlock(width, self.dropout, self.dtype)(h, condition, train=train)
+            block = ResidualBlock(width, self.dropout, self.dtype, self.axis_name)
+            return block(h, condition, train=train)
 
         def attend(h: Array) -> Array:
             return SelfAttention(self.head_dim, self.dtype, self.flash)(h)
@@ -191,12 +195,13 @@ class ResidualBlock(nn.Module):
     Attributes:
       width: channels of the result; x is projected where it differs.
       dropout: rate before the second convolution.
-      dtype: as in :class:`UNet`.
+      dtype, axis_name: as in :class:`UNet`.
     """
 
     width: int
     dropout: float
     dtype: DTypeLike
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -207,7 +212,7 @@ class ResidualBlock(nn.Module):
         h, bias = Conv(self.width, add_bias=False, dtype=self.dtype)(GroupNorm(silu=True)(x))
         told = nn.Dense(self.width, dtype=self.dtype)(condition).astype(jnp.float32)
         h = GroupNorm(silu=True)(h, told + bias[None, :])
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, self.axis_name)(h, train=train)
         h = Conv(self.width, zero=True, dtype=self.dtype)(h)
         if x.shape[-1] != self.width:
             x = nn.Dense(self.width, dtype=self.dtype)(x)

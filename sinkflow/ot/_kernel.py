@@ -125,7 +125,7 @@ def storage_for(storage: str, x: Any, y: Any) -> str:
 
 
 def _device_memory() -> int:
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit", CPU_MEMORY)
 
 

@@ -56,7 +56,7 @@ def test_a_run_leaves_its_record_and_pictures(whole):
     assert list(result["w2"]) == ["1"] and result["w2"]["1"] > result["stratified_floor"] > 0
     assert result["device"]["count"] == jax.local_device_count() == 4
     assert result["training"]["unconverged"] == 0
-    assert result["training"]["solves"] == 20 * 2 * 4  # steps, solves of each, devices
+    assert result["training"]["solves"] == 20 * 2 * 4  # steps, solves of each, clouds
     assert result["epsilon"] == [0.5] and result["resumed_from"] is None
     for name in ("samples.png", "interpolation.png", "loss.png"):
         assert is_picture(out / name), name
@@ -165,7 +165,6 @@ def test_every_choice_makes_steps(changes):
     if config.dataset not in data.TASKS:
         pixels = np.zeros((800, *config.SHAPE), np.uint8)
         real = training.real_samples(config, pixels, np.arange(800) % 10)
-        real = jax.tree.map(training._first_device, real)
     step = training.make_step(config, net, jnp.ones(len(config.epsilon)), 1.0)
     steps = train.make_steps(step, config.steps_per_call, summary=training.summary)
     state = jax.eval_shape(
@@ -207,19 +206,18 @@ def test_inner_steps_follow_one_velocity():
     np.testing.assert_allclose(left[0], value, rtol=1e-4)  # half of |v|^2, in two dimensions
 
 
-def test_real_samples_are_of_the_asked_classes_and_devices():
+def test_real_samples_are_of_the_asked_classes():
     config = small("digits", labels=True)
     labels = np.arange(400) % 10
     labels[:100] = 0  # classes of different sizes
     samples = np.stack([labels, np.arange(400)], axis=1).astype(np.float32)
     real = training.real_samples(config, samples, labels)
-    assert len(real.counts) == 4 * 10 and int(real.counts.sum()) == 400
-    one = jax.tree.map(training._first_device, real)
-    drawn = training.draw_real(config, one, jax.random.key(0), 2_000)
-    assert drawn.shape == (10, 200, 2)
-    np.testing.assert_array_equal(drawn[:, :, 0], np.arange(10)[:, None] * np.ones(200))
+    assert len(real.counts) == 10 and int(real.counts.sum()) == 400
+    drawn = training.draw_real(config, real, jax.random.key(0), 8_000)
+    assert drawn.shape == (10, 800, 2)
+    np.testing.assert_array_equal(drawn[:, :, 0], np.arange(10)[:, None] * np.ones(800))
     seen = len(np.unique(np.asarray(drawn[:, :, 1])))
-    assert seen == 100  # all of the device's, none of the others'
+    assert seen == 400
 
 
 def test_epsilon_is_in_its_unit():
@@ -232,6 +230,8 @@ def test_epsilon_is_in_its_unit():
 
 
 BAD = [
+    ({"clouds": 6}, "clouds is 6; it must be a multiple of 4 devices: give --clouds 4"),
+    ({"clouds": 0}, "clouds is 0; it must be at least 1"),
     ({"n": 1}, r"n is 1; it lies in \[2, inf\)"),
     ({"labels": True, "dataset": "digits", "k": 19}, r"k is 19; it lies in \[20, inf\)"),
     ({"labels": True}, "the plane has no labels and its net is mlp"),

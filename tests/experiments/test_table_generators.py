@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,9 +94,7 @@ def test_a_row_in_miniature_is_run_once(tmp_path, capsys):
     assert table_generators.main(config) == first
     assert "0 of 1 rows to run" in capsys.readouterr().out
     (cell,) = json.loads((tmp_path / "record.json").read_text())["cells"]
-    assert (
-        cell["unconverged"] == 0 and cell["solves"] == 2 * cell["steps"] * jax.local_device_count()
-    )
+    assert cell["unconverged"] == 0 and cell["solves"] == 2 * cell["steps"] * 4  # clouds
     assert cell["fd"] > 0 and 0 < cell["variance_ratio"] < 2
     assert (tmp_path / "samples-final.png").is_file() and (tmp_path / "table.md").is_file()
 

@@ -304,7 +304,6 @@ def test_a_step_that_does_not_count_is_refused():
         ({"checkpoint_every": 7, "folder": "x"}, "checkpoint_every is 7; it must be a multiple"),
         ({"state": {"total": jnp.ones(())}}, "state is a dict without step; take one like"),
         ({"network": MODEL}, "state is a Counter without ema_params"),
-        ({"rows": jnp.ones(7)}, "a batch of 7 cannot be split evenly over 4 devices"),
     ],
 )
 def test_bad_input_is_named(options, message):

@@ -87,6 +87,66 @@ def test_shard_refuses_what_the_devices_cannot_share(size):
         parallel.shard({"even": np.zeros((8, 2)), "odd": np.zeros((size, 2))})
 
 
+@pytest.mark.parametrize("by", ["pmap", "shard_map"])
+def test_a_batch_may_be_whole_on_every_device_in_part(by):
+    def step(state, batch, *, axis_name):
+        whole, own = batch
+        return state + jax.lax.psum(whole * own[0], axis_name), whole.shape[0]
+
+    batch = parallel.replicate(jnp.arange(3.0)), parallel.shard(jnp.arange(4.0))
+    advance = parallel.pmap_step(step, batch_axes=(None, 0), by=by)
+    state, size = advance(parallel.replicate(jnp.ones(3)), batch)
+    np.testing.assert_array_equal(state, 1 + 6 * np.arange(3))
+    assert int(size) == 3
+
+
+def test_another_way_to_map_is_refused():
+    with pytest.raises(ValueError, match="by is 'vmap'; a step is mapped by 'pmap' or by 'shard"):
+        parallel.pmap_step(lambda *_: None, by="vmap")
+
+
+def test_shard_map_makes_the_step_of_pmap_bit_for_bit(problem):
+    step, state, rows = problem
+    sharded = parallel.shard(rows)
+    copy = lambda: jax.tree.map(jnp.copy, state)  # a step takes the memory of its state
+    expected = parallel.pmap_step(step)(copy(), sharded)
+    chex.assert_trees_all_equal(parallel.pmap_step(step, by="shard_map")(copy(), sharded), expected)
+
+
+def test_parts_of_a_batch_are_those_of_shard(key):
+    """Every device cuts from the whole what shard would have given it; a key stays whole."""
+    batch = {"x": jax.random.normal(key, (8, 3)), "key": jax.random.key(7)}
+
+    def step(state, shard, *, axis_name):
+        whole, own = shard
+        cut = train.own_part(whole, axis_name)
+        assert cut["key"].shape == ()
+        return state, jax.lax.psum(jnp.sum(jnp.abs(cut["x"] - own)), axis_name)
+
+    whole, own = parallel.replicate(batch), parallel.shard(batch["x"])
+    advance = parallel.pmap_step(step, batch_axes=(None, 0))
+    assert float(advance(jnp.zeros(()), (whole, own))[1]) == 0
+    assert train.own_part(batch, None) is batch
+    with pytest.raises(ValueError, match="batch of 7 cannot be split evenly over 4 devices"):
+        advance(jnp.zeros(()), (parallel.replicate({"x": jnp.ones((7, 3))}), own))
+
+
+def test_devices_share_work_without_waiting():
+    """Loops whose length the data decide, another on each device."""
+
+    def halvings(part, least):
+        def one(x):
+            again = lambda carry: carry[0] > least
+            return jax.lax.while_loop(again, lambda c: (c[0] / 2, c[1] + 1), (x, 0))[1]
+
+        return jax.vmap(one)(part)
+
+    x = 2.0 ** jnp.arange(8)
+    parts, least = parallel.shard(x), parallel.replicate(jnp.asarray(1.0))
+    found = jax.jit(lambda *inputs: parallel.spread(halvings, *inputs))(parts, least)
+    np.testing.assert_array_equal(found, np.arange(8))
+
+
 def test_a_replicated_state_is_compiled_for_once(problem):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
