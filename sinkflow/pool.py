@@ -13,7 +13,7 @@ from sinkflow import flow, pairs
 from sinkflow._clouds import all_finite, check_finite, draw_clouds
 from sinkflow.ot import _inputs
 from sinkflow.ot._inputs import check_limits
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.types import (
     Array,
     Bool,
@@ -171,7 +171,7 @@ def _simulate(
     step_sizes: Float[Array, "steps"],
     threshold: ScalarLike,
     max_iterations: ScalarLike,
-    storage: str,
+    storage: Storage,
     independent_self: bool,
 ) -> tuple[flow.Trajectory, tuple[Array, ...]]:
     limits = Limits(threshold, max_iterations, storage)

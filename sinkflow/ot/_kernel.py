@@ -4,6 +4,7 @@ Every quantity of a solve is a sum over one row (or column) of costs. How those 
 decided here, so that the solver, the barycentric map and the gradients read the same at any size.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred
+from sinkflow.ot import _centred, _rows
 from sinkflow.ot._inputs import check_storage
 from sinkflow.ot._shapes import VectorM, VectorN
+from sinkflow.ot.limits import Sharded, Storage, kept
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 CHUNK = 2**28  # costs alive at a time where they are recomputed: 1 GiB in float32
@@ -29,11 +31,16 @@ Product = Callable[[Array], Array]  # of a matrix with vectors
 
 
 class Cost(NamedTuple):
-    """Clouds around the origin and, unless its rows are recomputed, their costs [length^2]."""
+    """Clouds around the origin and, unless its rows are recomputed, their costs [length^2].
+
+    With ``devices`` the rows are spread over them; the matrix then has rows for the points that
+    they do not divide evenly.
+    """
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
-    matrix: Float[Array, "n m"] | None
+    matrix: Float[Array, "rows m"] | None
+    devices: Sharded | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,6 +48,8 @@ class Cost(NamedTuple):
 
     @property
     def transposed(self) -> "Cost":
+        """The costs of y and x, on one device."""
+        assert self.devices is None, "columns are no rows of a device: see over_columns"
         return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
 
     def mean(self, a: VectorN, b: VectorM) -> Scalar:
@@ -83,6 +92,10 @@ class MatrixCost(NamedTuple):
     def transposed(self) -> "MatrixCost":
         return MatrixCost(self.matrix.T)
 
+    @property
+    def devices(self) -> None:
+        """Costs that are given lie on one device."""
+
     def mean(self, a: VectorN, b: VectorM) -> Scalar:
         """Mean cost under a x b."""
         counted = jnp.where(b[None, :] > 0, b[None, :] * self.matrix, 0)
@@ -106,7 +119,7 @@ class MatrixCost(NamedTuple):
 Costs = Cost | MatrixCost
 
 
-def storage_for(storage: str, x: Any, y: Any) -> str:
+def storage_for(storage: Storage, x: Any, y: Any) -> Storage:
     """What to keep for two clouds (or their shapes); anything but "auto" is kept as it is.
 
     "full" keeps costs and densities, "half" costs and densities in float16, "chunks"
@@ -116,25 +129,42 @@ def storage_for(storage: str, x: Any, y: Any) -> str:
       ValueError: unknown storage.
     """
     check_storage(storage)
-    if storage != "auto":
+    if kept(storage) != "auto":
         return storage
     memory = MEMORY_SHARE * _device_memory()
     n, m, itemsize = x.shape[0], y.shape[0], x.dtype.itemsize
+    if isinstance(storage, Sharded):
+        n = -(-n // storage.mesh.size)
     sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
-    return next((name for name, size in sizes.items() if size <= memory), "chunks")
+    fitting = next((name for name, size in sizes.items() if size <= memory), "chunks")
+    return _kept_as(storage, fitting)
+
+
+def _kept_as(storage: Storage, name: str) -> Storage:
+    """``storage`` on the same devices, each of which keeps ``name``."""
+    return dataclasses.replace(storage, storage=name) if isinstance(storage, Sharded) else name
 
 
 def _device_memory() -> int:
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit", CPU_MEMORY)
 
 
+def recomputed(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> Cost:
+    """The cost without its matrix, on the devices of ``storage``."""
+    return Cost(x, y, None, storage if isinstance(storage, Sharded) else None)
+
+
 @functools.partial(jax.jit, static_argnames="storage")
-def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> Cost:
+def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> Cost:
     """The half squared Euclidean cost, as a matrix unless ``storage`` is "chunks"."""
-    empty = Cost(x, y, None)
-    if storage == "chunks":
+    empty = recomputed(x, y, storage)
+    if kept(storage) == "chunks":
         return empty
+    if isinstance(storage, Sharded):
+        kind = storage.storage
+        matrix = _rows.spread(storage, lambda x: make_cost(x, y, kind).matrix, x)
+        return empty._replace(matrix=matrix)
     if x.shape[0] * y.shape[0] <= CHUNK:
         # Behind a barrier: recomputed inside the sums that use it, it made XLA compile for minutes.
         return Cost(x, y, jax.lax.optimization_barrier(_centred.between_centred(x, y)))
@@ -144,6 +174,29 @@ def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> C
 
 def map_rows(row_fn: Callable, cost: Costs, *leaves: Array) -> Any:
     """``row_fn(costs of x_i [m], leaf_i, ...)`` for every i, stacked; a few rows at a time."""
+    if cost.devices is None:
+        return _map_rows(row_fn, cost, *leaves)
+
+    def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
+        return _map_rows(row_fn, Cost(x, cost.y, matrix), *leaves)
+
+    out = _rows.spread(cost.devices, own, cost.x, cost.matrix, *leaves)
+    return jax.tree.map(lambda leaf: leaf[: cost.shape[0]], out)
+
+
+def over_columns(column_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+    """``column_fn(cost, *leaves)``, sums over rows; with devices the sum of each one's share."""
+    if cost.devices is None:
+        return column_fn(cost, *leaves)
+
+    def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
+        return column_fn(Cost(x, cost.y, matrix), *leaves)
+
+    return _rows.summed(cost.devices, own, cost.x, cost.matrix, *leaves)
+
+
+def _map_rows(row_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+    """:func:`map_rows` on one device."""
     n, m = cost.shape
     batch_size = max(1, CHUNK // m)
     if isinstance(cost, MatrixCost) or cost.matrix is not None:
@@ -172,11 +225,15 @@ def column_sums(
     cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, weights: VectorN
 ) -> VectorM:
     """sum_i w_i exp((f_i + g_j - C_ij) / epsilon) for every j."""
-    if cost.matrix is None or cost.matrix.size > CHUNK:
-        return _recomputed(cost.transposed, g, f, epsilon)(weights)
-    # Along the columns as they lie: transposing the costs takes longer than the sums.
-    exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
-    return _matvec(weights, jnp.exp(exponent))
+
+    def sums(cost: Costs, f: Array, weights: Array) -> Array:
+        if cost.matrix is None or cost.matrix.size > CHUNK:
+            return _recomputed(cost.transposed, g, f, epsilon)(weights)
+        # Along the columns as they lie: transposing the costs takes longer than the sums.
+        exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
+        return _matvec(weights, jnp.exp(exponent))
+
+    return over_columns(sums, cost, f, weights)
 
 
 def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> VectorN:
@@ -188,24 +245,71 @@ def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> Vecto
     return map_rows(row_fn, cost)
 
 
+def column_softmin(cost: Costs, f: VectorN, epsilon: Scalar, weights: VectorN) -> VectorM:
+    """-epsilon log sum_i w_i exp((f_i - C_ij) / epsilon) for every y_j [length^2]."""
+    devices = cost.devices
+    if devices is None:
+        return softmin(cost.transposed, f, epsilon, weights)
+    axis = _rows.axis_of(devices)
+
+    def own(x: Array, matrix: Array | None, f: Array, weights: Array) -> Array:
+        columns = Cost(x, cost.y, matrix).transposed
+
+        def exponents(column: Array) -> Array:
+            return jnp.where(weights > 0, (f - column) / epsilon, -jnp.inf)
+
+        # One exponent for all devices, or a column that is far from a device's rows would
+        # underflow there; it cancels, and so do its derivatives.
+        largest = map_rows(lambda column: jnp.max(exponents(column)), columns)
+        largest = jax.lax.pmax(jax.lax.stop_gradient(largest), axis)
+
+        def column_fn(column: Array, largest: Array) -> Array:
+            return jnp.sum(weights * jnp.exp(exponents(column) - largest))
+
+        sums = jax.lax.psum(map_rows(column_fn, columns, largest), axis)
+        return -epsilon * (largest + jnp.log(sums))
+
+    return _rows.reduced(devices, own, cost.x, cost.matrix, f, weights)
+
+
 def density(
-    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: str
+    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: Storage
 ) -> tuple[Product, Product]:
     """Products D w and D^T w with the plan's density D_ij = exp((f_i + g_j - C_ij) / epsilon)."""
     if cost.matrix is None:
-        return _recomputed(cost, f, g, epsilon), _recomputed(cost.transposed, g, f, epsilon)
-    exponent = (f[:, None] + g[None, :] - cost.matrix) * (1 / epsilon)
-    if storage == "full":
-        matrix = jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
-        return lambda w: _matvec(matrix, w), lambda w: _matvec(w, matrix)
-    shift = _half_shift(*exponent.shape)
-    half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
-    half = jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
+        columns = functools.partial(column_sums, cost, f, g, epsilon)
+        return _recomputed(cost, f, g, epsilon), columns
+    (n, m), devices = cost.shape, cost.devices
+    full = kept(storage) == "full"
+    shift = 0.0 if full else _half_shift(n, m)
+
+    def stored(costs: Array, f: Array) -> Array:
+        exponent = (f[:, None] + g[None, :] - costs) * (1 / epsilon)
+        if full:
+            return jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
+        half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
+        return jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
+
+    matrix = _rows.spread(devices, stored, cost.matrix, f)
     unit = jnp.exp(jnp.asarray(shift, f.dtype))
-    return (
-        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[None, :], axis=1),
-        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[:, None], axis=0),
-    )
+
+    def rows(w: Array) -> Array:
+        def own(matrix: Array) -> Array:
+            if full:
+                return _matvec(matrix, w)
+            return unit * jnp.sum(matrix.astype(w.dtype) * w[None, :], axis=1)
+
+        return _rows.spread(devices, own, matrix)[:n]
+
+    def columns(w: Array) -> Array:
+        def own(matrix: Array, w: Array) -> Array:
+            if full:
+                return _matvec(w, matrix)
+            return unit * jnp.sum(matrix.astype(w.dtype) * w[:, None], axis=0)
+
+        return _rows.summed(devices, own, matrix, w)
+
+    return rows, columns
 
 
 def _half_shift(n: int, m: int) -> float:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sinkflow.ot import _centred, _gradients, _iterations, _kernel
 from sinkflow.ot._certificate import certify, doubted
 from sinkflow.ot._shapes import VectorM, VectorN
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage, kept
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float
 
@@ -37,7 +37,7 @@ def solve(
 ) -> SinkhornOutput:
     """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
-    out = _iterations.sinkhorn(*fixed, *limits)
+    out = _iterations.sinkhorn(*fixed, *limits._replace(storage=kept(limits.storage)))
     return _differentiable(out, out.f, out.g, problem, gradient, False, limits.storage)
 
 
@@ -50,7 +50,7 @@ def solve_self(
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
-    out = _iterations.sinkhorn_self(*fixed, *limits)
+    out = _iterations.sinkhorn_self(*fixed, *limits._replace(storage=kept(limits.storage)))
     return _differentiable(out, out.f, out.f, problem, gradient, True, limits.storage)
 
 
@@ -92,7 +92,7 @@ def _differentiable(
     problem: _gradients.Problem,
     gradient: str,
     same: bool,
-    storage: str,
+    storage: Storage,
 ) -> SinkhornOutput:
     """The output with derivatives in its potentials and its value."""
     if gradient != "unrolled":

@@ -12,7 +12,7 @@ from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._projection import project
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, as_given, iterations_to_unroll, solve, solve_self, unroll
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
@@ -114,7 +114,7 @@ def _velocity(
     xx_init: Float[Array, "self"] | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
 ) -> tuple[Array, VelocityInfo]:
     a, b, epsilon = (
         _inputs.distribution(a, x),
@@ -229,7 +229,7 @@ def _divergence(
     other: Float[Array, "k d"] | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
     gradient: str,
     count: int,
 ) -> tuple[Scalar, Bool[Array, ""]]:

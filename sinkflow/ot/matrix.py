@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sinkflow.ot import _gradients, _inputs, _iterations, _kernel, _matrix_gradients
 from sinkflow.ot._certificate import certify, doubted
-from sinkflow.ot._inputs import check_limits
+from sinkflow.ot._inputs import check_limits, check_one_device
 from sinkflow.ot._matrix_gradients import MatrixProblem
 from sinkflow.ot._shapes import MatrixNM, Pair, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, iterations_to_unroll
@@ -103,6 +103,7 @@ def sinkhorn_matrix(
     a, b = _inputs.as_masses(a, b, cost)
     count = iterations_to_unroll(gradient, limits)
     limits = check_limits(limits, cost.dtype)
+    check_one_device(limits)
     g_init = _inputs.as_potential("g_init", g_init, cost.T, "cost")
     return _solve(cost, epsilon, a, b, g_init, *limits, gradient, count)
 
