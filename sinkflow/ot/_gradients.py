@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _kernel, _loops
+from sinkflow.ot import _cost, _kernel, _loops
 from sinkflow.ot._shapes import Pair, VectorM, VectorN
 from sinkflow.ot.limits import Storage
 from sinkflow.types import Array, Float, Scalar
@@ -86,7 +86,7 @@ def _dual_value_jvp(
 
     excess, means, information = _kernel.map_rows(moments(y, b, g), cost, f)
 
-    def column_fn(cost: _kernel.Cost, x: Array, a: Array, f: Array) -> tuple[Array, ...]:
+    def column_fn(cost: _cost.Cost, x: Array, a: Array, f: Array) -> tuple[Array, ...]:
         return _kernel.map_rows(moments(x, a, f), cost.transposed, g)
 
     column_excess, column_means, _ = _kernel.over_columns(column_fn, cost, x, a, f)
@@ -221,7 +221,7 @@ def solve_symmetric(matvec: _kernel.Product, wanted: VectorN, masses: VectorN) -
 
 
 def unrolled(
-    cost: _kernel.Costs, epsilon: Scalar, a: VectorN, b: VectorM, num_iterations: int
+    cost: _cost.Costs, epsilon: Scalar, a: VectorN, b: VectorM, num_iterations: int
 ) -> Pair:
     """Potentials after plain alternating updates from g = 0, each of them differentiated.
 

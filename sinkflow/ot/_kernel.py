@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _rows
+from sinkflow.ot import _centred, _cost, _rows
 from sinkflow.ot._inputs import check_storage
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.limits import Sharded, Storage, kept
@@ -28,95 +28,6 @@ MAX_HALF_EXPONENT = 11.0
 
 
 Product = Callable[[Array], Array]  # of a matrix with vectors
-
-
-class Cost(NamedTuple):
-    """Clouds around the origin and, unless its rows are recomputed, their costs [length^2].
-
-    With ``devices`` the rows are spread over them; the matrix then has rows for the points that
-    they do not divide evenly.
-    """
-
-    x: Float[Array, "n d"]
-    y: Float[Array, "m d"]
-    matrix: Float[Array, "rows m"] | None
-    devices: Sharded | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.x.shape[0], self.y.shape[0]
-
-    @property
-    def transposed(self) -> "Cost":
-        """The costs of y and x, on one device."""
-        assert self.devices is None, "columns are no rows of a device: see over_columns"
-        return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
-
-    def mean(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean cost under a x b [length^2]."""
-        return _centred.mean_of_centred(self.x, self.y, a, b)
-
-    def rounded(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean size [length^2] of the terms that a cost is computed from, which rounds it."""
-        return self.mean(a, b)
-
-    def bound(self, a: VectorN, b: VectorM) -> Scalar:
-        """At least the largest cost, without a pass over the cost matrix: where annealing starts.
-
-        NaN where a point of the clouds is; points without mass count for nothing else.
-        """
-        radii = []
-        for cloud, weights in ((self.x, a), (self.y, b)):
-            squares = jnp.sum(cloud**2, axis=1)
-            counted = jnp.where((weights > 0) | jnp.isnan(squares), squares, 0)
-            radii.append(jnp.sqrt(jnp.max(counted)))
-        return 0.5 * (radii[0] + radii[1]) ** 2
-
-    def diagonal(self) -> Array:
-        """The costs of x_i and y_i."""
-        k = min(self.shape)
-        return 0.5 * jnp.sum((self.x[:k] - self.y[:k]) ** 2, axis=1)
-
-
-class MatrixCost(NamedTuple):
-    """Costs that are given [units of the cost], none negative where there is mass."""
-
-    matrix: Float[Array, "n m"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        n, m = self.matrix.shape
-        return n, m
-
-    @property
-    def transposed(self) -> "MatrixCost":
-        return MatrixCost(self.matrix.T)
-
-    @property
-    def devices(self) -> None:
-        """Costs that are given lie on one device."""
-
-    def mean(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean cost under a x b."""
-        counted = jnp.where(b[None, :] > 0, b[None, :] * self.matrix, 0)
-        return _centred.mean(a, jnp.sum(counted, axis=1))
-
-    def rounded(self, a: VectorN, b: VectorM) -> Scalar:
-        """Nothing: the costs are exact as they are given."""
-        return jnp.zeros((), self.matrix.dtype)
-
-    def bound(self, a: VectorN, b: VectorM) -> Scalar:
-        """The largest cost between points of mass; NaN where any cost is not finite."""
-        massive = (a > 0)[:, None] & (b > 0)[None, :]
-        largest = jnp.max(jnp.where(massive, self.matrix, 0))
-        return jnp.where(jnp.all(jnp.isfinite(self.matrix)), largest, jnp.nan)
-
-    def diagonal(self) -> Array:
-        """The costs of equal row and column."""
-        return jnp.diagonal(self.matrix)
-
-
-Costs = Cost | MatrixCost
 
 
 def storage_for(storage: Storage, x: Any, y: Any) -> Storage:
@@ -150,13 +61,13 @@ def _device_memory() -> int:
     return statistics.get("bytes_limit", CPU_MEMORY)
 
 
-def recomputed(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> Cost:
+def recomputed(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> _cost.Cost:
     """The cost without its matrix, on the devices of ``storage``."""
-    return Cost(x, y, None, storage if isinstance(storage, Sharded) else None)
+    return _cost.Cost(x, y, None, storage if isinstance(storage, Sharded) else None)
 
 
 @functools.partial(jax.jit, static_argnames="storage")
-def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> Cost:
+def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> _cost.Cost:
     """The half squared Euclidean cost, as a matrix unless ``storage`` is "chunks"."""
     empty = recomputed(x, y, storage)
     if kept(storage) == "chunks":
@@ -167,39 +78,39 @@ def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) 
         return empty._replace(matrix=matrix)
     if x.shape[0] * y.shape[0] <= CHUNK:
         # Behind a barrier: recomputed inside the sums that use it, it made XLA compile for minutes.
-        return Cost(x, y, jax.lax.optimization_barrier(_centred.between_centred(x, y)))
+        return _cost.Cost(x, y, jax.lax.optimization_barrier(_centred.between_centred(x, y)))
     # In pieces: in one, expanding the square would need the matrix twice.
-    return Cost(x, y, map_rows(lambda row: row, empty))
+    return _cost.Cost(x, y, map_rows(lambda row: row, empty))
 
 
-def map_rows(row_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+def map_rows(row_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
     """``row_fn(costs of x_i [m], leaf_i, ...)`` for every i, stacked; a few rows at a time."""
-    if cost.devices is None:
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
         return _map_rows(row_fn, cost, *leaves)
 
     def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
-        return _map_rows(row_fn, Cost(x, cost.y, matrix), *leaves)
+        return _map_rows(row_fn, _cost.Cost(x, cost.y, matrix), *leaves)
 
     out = _rows.spread(cost.devices, own, cost.x, cost.matrix, *leaves)
     return jax.tree.map(lambda leaf: leaf[: cost.shape[0]], out)
 
 
-def over_columns(column_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+def over_columns(column_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
     """``column_fn(cost, *leaves)``, sums over rows; with devices the sum of each one's share."""
-    if cost.devices is None:
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
         return column_fn(cost, *leaves)
 
     def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
-        return column_fn(Cost(x, cost.y, matrix), *leaves)
+        return column_fn(_cost.Cost(x, cost.y, matrix), *leaves)
 
     return _rows.summed(cost.devices, own, cost.x, cost.matrix, *leaves)
 
 
-def _map_rows(row_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+def _map_rows(row_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
     """:func:`map_rows` on one device."""
     n, m = cost.shape
     batch_size = max(1, CHUNK // m)
-    if isinstance(cost, MatrixCost) or cost.matrix is not None:
+    if isinstance(cost, _cost.MatrixCost) or cost.matrix is not None:
         if n * m <= CHUNK:
             return jax.vmap(row_fn)(cost.matrix, *leaves)
         return jax.lax.map(
@@ -222,11 +133,11 @@ def log_density(row: Array, f_i: Array, g: Array, epsilon: ScalarLike) -> Array:
 
 
 def column_sums(
-    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, weights: VectorN
+    cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, weights: VectorN
 ) -> VectorM:
     """sum_i w_i exp((f_i + g_j - C_ij) / epsilon) for every j."""
 
-    def sums(cost: Costs, f: Array, weights: Array) -> Array:
+    def sums(cost: _cost.Costs, f: Array, weights: Array) -> Array:
         if cost.matrix is None or cost.matrix.size > CHUNK:
             return _recomputed(cost.transposed, g, f, epsilon)(weights)
         # Along the columns as they lie: transposing the costs takes longer than the sums.
@@ -236,7 +147,7 @@ def column_sums(
     return over_columns(sums, cost, f, weights)
 
 
-def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> VectorN:
+def softmin(cost: _cost.Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> VectorN:
     """-epsilon log sum_j w_j exp((g_j - C_ij) / epsilon) for every x_i [length^2]."""
 
     def row_fn(row: Array) -> Array:
@@ -245,15 +156,14 @@ def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> Vecto
     return map_rows(row_fn, cost)
 
 
-def column_softmin(cost: Costs, f: VectorN, epsilon: Scalar, weights: VectorN) -> VectorM:
+def column_softmin(cost: _cost.Costs, f: VectorN, epsilon: Scalar, weights: VectorN) -> VectorM:
     """-epsilon log sum_i w_i exp((f_i - C_ij) / epsilon) for every y_j [length^2]."""
-    devices = cost.devices
-    if devices is None:
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
         return softmin(cost.transposed, f, epsilon, weights)
-    axis = _rows.axis_of(devices)
+    axis = _rows.axis_of(cost.devices)
 
     def own(x: Array, matrix: Array | None, f: Array, weights: Array) -> Array:
-        columns = Cost(x, cost.y, matrix).transposed
+        columns = _cost.Cost(x, cost.y, matrix).transposed
 
         def exponents(column: Array) -> Array:
             return jnp.where(weights > 0, (f - column) / epsilon, -jnp.inf)
@@ -269,16 +179,15 @@ def column_softmin(cost: Costs, f: VectorN, epsilon: Scalar, weights: VectorN) -
         sums = jax.lax.psum(map_rows(column_fn, columns, largest), axis)
         return -epsilon * (largest + jnp.log(sums))
 
-    return _rows.reduced(devices, own, cost.x, cost.matrix, f, weights)
+    return _rows.reduced(cost.devices, own, cost.x, cost.matrix, f, weights)
 
 
 def density(
-    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: Storage
+    cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: Storage
 ) -> tuple[Product, Product]:
     """Products D w and D^T w with the plan's density D_ij = exp((f_i + g_j - C_ij) / epsilon)."""
     if cost.matrix is None:
-        columns = functools.partial(column_sums, cost, f, g, epsilon)
-        return _recomputed(cost, f, g, epsilon), columns
+        return _recomputed(cost, f, g, epsilon), functools.partial(column_sums, cost, f, g, epsilon)
     (n, m), devices = cost.shape, cost.devices
     full = kept(storage) == "full"
     shift = 0.0 if full else _half_shift(n, m)
@@ -326,7 +235,7 @@ def half_range(n: int, m: int) -> tuple[float, float]:
     return MAX_HALF_EXPONENT + _half_shift(n, m) - math.log(max(n, m)) - 0.5, 6.0
 
 
-def _recomputed(cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike) -> Product:
+def _recomputed(cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike) -> Product:
     def product(w: Array) -> Array:
         def row_fn(row: Array, f_i: Array) -> Array:
             return jnp.sum(w * jnp.exp(log_density(row, f_i, g, epsilon)))

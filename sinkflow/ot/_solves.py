@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _gradients, _iterations, _kernel
+from sinkflow.ot import _centred, _cost, _gradients, _iterations, _kernel
 from sinkflow.ot._certificate import certify, doubted
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.limits import Limits, Storage, kept
@@ -30,7 +30,7 @@ def as_given(
 
 def solve(
     problem: _gradients.Problem,
-    cost: _kernel.Cost,
+    cost: _cost.Cost,
     g_init: Float[Array, "m"] | None,
     limits: Limits,
     gradient: str = "envelope",
@@ -43,7 +43,7 @@ def solve(
 
 def solve_self(
     problem: _gradients.Problem,
-    cost: _kernel.Cost,
+    cost: _cost.Cost,
     f_init: Float[Array, "n"] | None,
     limits: Limits,
     gradient: str = "envelope",
