@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sinkflow.ot import _centred, _cost, _rows
 from sinkflow.ot._inputs import check_storage
 from sinkflow.ot._shapes import VectorM, VectorN
-from sinkflow.ot.limits import Sharded, Storage, kept
+from sinkflow.ot.limits import Sharded, Storage
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 CHUNK = 2**28  # costs alive at a time where they are recomputed: 1 GiB in float32
@@ -49,6 +49,11 @@ def storage_for(storage: Storage, x: Any, y: Any) -> Storage:
     sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
     fitting = next((name for name, size in sizes.items() if size <= memory), "chunks")
     return _kept_as(storage, fitting)
+
+
+def kept(storage: Storage) -> str:
+    """What a device keeps: one of the storages that have a name."""
+    return storage.storage if isinstance(storage, Sharded) else storage
 
 
 def _kept_as(storage: Storage, name: str) -> Storage:

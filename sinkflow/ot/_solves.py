@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sinkflow.ot import _centred, _cost, _gradients, _iterations, _kernel
 from sinkflow.ot._certificate import certify, doubted
 from sinkflow.ot._shapes import VectorM, VectorN
-from sinkflow.ot.limits import Limits, Storage, kept
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float
 
@@ -37,7 +37,7 @@ def solve(
 ) -> SinkhornOutput:
     """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
-    out = _iterations.sinkhorn(*fixed, *limits._replace(storage=kept(limits.storage)))
+    out = _iterations.sinkhorn(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
     return _differentiable(out, out.f, out.g, problem, gradient, False, limits.storage)
 
 
@@ -50,7 +50,7 @@ def solve_self(
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
-    out = _iterations.sinkhorn_self(*fixed, *limits._replace(storage=kept(limits.storage)))
+    out = _iterations.sinkhorn_self(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
     return _differentiable(out, out.f, out.f, problem, gradient, True, limits.storage)
 
 

@@ -69,11 +69,6 @@ class Sharded:
 Storage = str | Sharded
 
 
-def kept(storage: Storage) -> str:
-    """What a device keeps: one of :data:`STORAGES`."""
-    return storage.storage if isinstance(storage, Sharded) else storage
-
-
 class Limits(NamedTuple):
     """When a solve stops and what it keeps on the device.
 

@@ -11,7 +11,7 @@ from sinkflow.ot._inputs import check_limits, check_one_device
 from sinkflow.ot._matrix_gradients import MatrixProblem
 from sinkflow.ot._shapes import MatrixNM, Pair, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, iterations_to_unroll
-from sinkflow.ot.limits import Limits, kept
+from sinkflow.ot.limits import Limits
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float, Int, Scalar, ScalarLike
 
@@ -136,7 +136,7 @@ def _solve(
         out = certify(kernel, *potentials, seen.epsilon, seen.a, seen.b, threshold, updates)
     else:
         init = None if g_init is None else jax.lax.stop_gradient(g_init - least[1])
-        kind = kept(_kernel.storage_for(storage, cost, cost.T))
+        kind = _kernel.kept(_kernel.storage_for(storage, cost, cost.T))
         wanted = init, threshold, max_iterations, kind
         out = _iterations.sinkhorn(kernel, seen.epsilon, seen.a, seen.b, *wanted)
         f, g = _matrix_gradients.moving((out.f, out.g), problem)
