@@ -16,7 +16,7 @@ import tyro
 
 from experiments.harness import cli
 from experiments.images import config as parts
-from experiments.images import pipeline
+from experiments.images.pipeline import main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,4 +69,4 @@ class Config(parts.ImageConfig):
 
 
 if __name__ == "__main__":
-    cli.run_driver(pipeline.main, Config, __doc__)
+    cli.run_driver(main, Config, __doc__)

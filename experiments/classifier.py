@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import jax
 
 from experiments.harness import cli
-from experiments.harness.run import Run
+from experiments.harness.run import WITHOUT_EFFECT, Run
 from experiments.harness.settings import check_batch, flat, made
 from experiments.images import judge
 from experiments.images.classify import accuracy, learn_classes
@@ -58,6 +58,9 @@ class Config:
     """Output folder; by default one under runs/, named after the data set."""
     smoke: bool = False
     """Shrink the run to seconds, on enlarged 8x8 digits unless there is data_dir."""
+    tensorboard: bool = False
+    """Write the log's scalars for TensorBoard too, into a folder tensorboard beside the log; takes
+    pip install 'sinkflow[tensorboard]'."""
 
     SMOKE: ClassVar[dict] = {"train_steps": 200, "steps_per_call": 50, "checkpoint_every": 100}
     SELECTION: ClassVar[tuple[str, ...]] = ("data_dir", "ship")
@@ -72,7 +75,7 @@ class Config:
         usual = flat(made(Config, **self.SMOKE) if self.smoke else Config())
         words = ["python -m experiments.classifier", f"--dataset {self.dataset}"]
         for name, value in flat(self).items():
-            said = name in ("dataset", "data_dir", "out") or value == usual[name]
+            said = name in ("dataset", "data_dir", *WITHOUT_EFFECT) or value == usual[name]
             if not said:
                 flag = f"--{name.replace('_', '-')}"
                 words.append(flag if value is True else f"{flag} {value}")

@@ -13,8 +13,8 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from experiments.harness import cli
-from experiments.images import pipeline
 from experiments.images.config import ImageConfig
+from experiments.images.pipeline import main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Config(ImageConfig):
 
 
 if __name__ == "__main__":
-    cli.run_driver(pipeline.main, Config, __doc__)
+    cli.run_driver(main, Config, __doc__)

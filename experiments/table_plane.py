@@ -14,6 +14,8 @@ Source:   arXiv:2401.14069, the 2-D table; methods as cited in experiments/vecto
 import dataclasses
 from typing import ClassVar, Literal
 
+import tyro
+
 from experiments.generators.seeds import generator
 from experiments.harness import cli, folders, tables
 from experiments.harness.run import Run
@@ -57,6 +59,8 @@ class Config(parts.VectorConfig):
     """Methods to run; by default all of the grid."""
     seeds: int = 5
     """Training seeds, trained side by side."""
+    tensorboard: tyro.conf.Suppress[bool] = False
+    """Of no use here: seeds that train side by side have no log."""
 
     SMOKE: ClassVar[dict] = {
         "seeds": 2,

@@ -13,15 +13,11 @@ import jax
 import numpy as np
 
 import experiments
+from experiments.harness.comparing import told
 from sinkflow import checkpoint
 
 ROOT = pathlib.Path(experiments.__file__).parents[1]
 COMMIT = "0123456789ab"  # images of an earlier start are only taken where the commit is known
-# What a record tells of the start that wrote it, not of the run.
-CIRCUMSTANCES = {
-    *("times", "seconds", "seconds_per_10k", "seconds_of_all_seeds", "train_s", "step_ms"),
-    *("loss_ms", "memory_gb", "device_memory_gb", "resumed_from", "pool_restored", "out"),
-}
 
 
 class Outcome(NamedTuple):
@@ -127,13 +123,6 @@ def content(out: pathlib.Path) -> dict[str, Any]:
 
 def bits(array: Any) -> tuple[str, tuple[int, ...], bytes]:
     return str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes()
-
-
-def told(value: Any) -> Any:
-    """A record without the circumstances of the start that wrote it."""
-    if isinstance(value, dict):
-        return {key: told(inner) for key, inner in value.items() if key not in CIRCUMSTANCES}
-    return [told(inner) for inner in value] if isinstance(value, list) else value
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

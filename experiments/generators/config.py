@@ -100,9 +100,13 @@ class GeneratorConfig:
     head: Literal["tanh", "linear"] = "tanh"
     """What digits and images end in: tanh lies in (-1, 1), as pixels do."""
     train_steps: int = 2_400
-    """Optimiser steps."""
+    """Steps, each with clouds of its own."""
+    inner_steps: int = 1
+    """Optimiser steps of a step; more of them, with objective regression alone, follow one and
+    the same velocity: where solves cost more than the network does."""
     warmup_steps: int = 100
-    """Steps in which the learning rate rises to its peak, before its cosine decay to zero."""
+    """Optimiser steps in which the learning rate rises to its peak; then it decays to zero, as a
+    cosine does."""
     learning_rate: float = 8e-3
     """Peak of Adam's learning rate."""
     b1: float = 0.9
@@ -136,6 +140,9 @@ class GeneratorConfig:
     """Output folder; by default one under runs/, named after the run."""
     smoke: bool = False
     """Shrink the run to seconds, images to enlarged 8x8 digits; its numbers then mean nothing."""
+    tensorboard: bool = False
+    """Write the log's scalars for TensorBoard too, into a folder tensorboard beside the log; takes
+    pip install 'sinkflow[tensorboard]'."""
 
     DRIVER: ClassVar[str] = "generator"
     """The program's name."""
@@ -246,7 +253,7 @@ def check(config: GeneratorConfig) -> None:
         checkpoint_every=config.checkpoint_every,
     )
     counts = ["latent", "channels", "num_blocks", "num_floors", "sample_batch"]
-    counts += ["max_iterations", "num_iterations"]
+    counts += ["max_iterations", "num_iterations", "inner_steps"]
     check_positive_counts(**{name: getattr(config, name) for name in counts})
     check_widths("hidden_dims", config.hidden_dims)
     check_widths("multipliers", config.multipliers)
@@ -263,7 +270,10 @@ def check(config: GeneratorConfig) -> None:
         **{name: (getattr(config, name) >= least, f"[{least}, inf)") for name in "nmk"},
         epsilon=(all(0 < value < math.inf for value in config.epsilon), "(0, inf)"),
         max_unconverged=(0 <= config.max_unconverged <= 1, "[0, 1]"),
-        warmup_steps=(0 <= config.warmup_steps < config.train_steps, "[0, train_steps)"),
+        warmup_steps=(
+            0 <= config.warmup_steps < config.train_steps * config.inner_steps,
+            "[0, train_steps * inner_steps)",
+        ),
         b1=(0 <= config.b1 < 1, "[0, 1)"),
         b2=(0 <= config.b2 < 1, "[0, 1)"),
         clip=(0 < config.clip < math.inf, "(0, inf)"),
@@ -284,6 +294,11 @@ def check_together(config: GeneratorConfig) -> None:
         raise ValueError(
             f"epsilon is {config.epsilon} and objective {config.objective}; only regression adds "
             "several, give one"
+        )
+    if config.inner_steps > 1 and config.objective != "regression":
+        raise ValueError(
+            f"inner_steps is {config.inner_steps} and objective {config.objective}; only "
+            "regression has a velocity to follow, leave --inner-steps away"
         )
     if config.self_cloud == "diagonal" and config.gradient == "implicit":
         raise ValueError(

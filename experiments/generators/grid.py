@@ -17,6 +17,7 @@ import sinkflow
 from experiments.generators import reports, training
 from experiments.generators.config import GeneratorConfig, preset
 from experiments.harness import files, provenance, stopping
+from experiments.harness.run import WITHOUT_EFFECT
 from experiments.harness.training import memory_needed
 from experiments.images import scoring
 from sinkflow import checkpoint, generator
@@ -335,4 +336,6 @@ def shown(row: Row) -> np.ndarray | None:
 def settings(config: GeneratorConfig) -> dict[str, Any]:
     """What a record tells of a config: all but where things lie."""
     values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ("out", "data_dir")}
+    return {
+        name: value for name, value in values.items() if name not in (*WITHOUT_EFFECT, "data_dir")
+    }

@@ -272,22 +272,53 @@ def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature:
         y = draw_real(config, real, keys[0], config.m)
         z, z_other = (latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True))
 
-        def loss_fn(params):
+        def clouds(params):
             x = net.apply_fn(params, z, own[0])
-            other = net.apply_fn(params, z_other, own[1]) if second else x
-            value, seen = loss_of(x, other, y, keys[3], list(now), temperature)
-            return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
+            return x, net.apply_fn(params, z_other, own[1]) if second else x
 
-        gradient, (value, seen) = jax.grad(loss_fn, has_aux=True)(state.params)
-        if axis_name is not None:
-            gradient, value = jax.lax.pmean((gradient, value), axis_name)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(params, state.ema_params, 1 - decay)
-        state = train.TrainState(state.step + 1, params, average, opt_state)
-        return state, (value, optax.tree.norm(gradient), seen, jnp.max(now))
+        def loss_of_clouds(x, other):
+            return loss_of(x, other, y, keys[3], list(now), temperature)
+
+        # Losses of a coordinate: what clip means does not depend on d.
+        def loss_fn(params):
+            x, other = clouds(params)
+            value, seen = loss_of_clouds(x, other)
+            return value / x.shape[1], (value, seen)
+
+        def loss_to(params, targets):
+            return 0.5 * jnp.mean((net.apply_fn(params, z, own[0]) - targets) ** 2)
+
+        def update(parts, gradient):
+            params, average, opt_state = parts
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return params, optax.incremental_update(params, average, 1 - decay), opt_state
+
+        parts = state.params, state.ema_params, state.opt_state
+        if config.inner_steps == 1:
+            gradient, (value, seen) = jax.grad(loss_fn, has_aux=True)(state.params)
+            gradient = mean_over(gradient, axis_name)
+            parts, norm = update(parts, gradient), optax.tree.norm(gradient)
+        else:
+            x, other = clouds(state.params)
+            (value, seen), slope = jax.value_and_grad(loss_of_clouds, has_aux=True)(x, other)
+            targets = x - len(x) * slope  # x + v: the loss is half the mean of |v|^2
+
+            def follow(parts, _):
+                gradient = mean_over(jax.grad(loss_to)(parts[0], targets), axis_name)
+                return update(parts, gradient), optax.tree.norm(gradient)
+
+            parts, norms = jax.lax.scan(follow, parts, length=config.inner_steps)
+            norm = jnp.mean(norms)
+        state = train.TrainState(state.step + 1, *parts)
+        return state, (mean_over(value, axis_name), norm, seen, jnp.max(now))
 
     return step
+
+
+def mean_over(tree, axis_name: str | None):
+    """The mean over devices, where there is an axis of them."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def summary(seen, axis_name: str | None = None) -> Info:
@@ -304,16 +335,26 @@ def summary(seen, axis_name: str | None = None) -> Info:
 
 
 def make_optimizer(config: GeneratorConfig) -> optax.GradientTransformation:
-    """Clipped gradients, Adam, linear warm-up, cosine decay to zero."""
-    steps = config.warmup_steps, config.train_steps
-    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, *steps)
-    adam = optax.adam(rate, b1=config.b1, b2=config.b2)
+    """Clipped gradients, and Adam with the config's decays."""
+    adam = optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+
+
+def learning_rate(config: GeneratorConfig) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to zero, of the number of updates before."""
+    updates = config.train_steps * config.inner_steps
+    return training.decaying(config.learning_rate, updates, warmup_steps=config.warmup_steps)
+
+
+def logged_rate(config: GeneratorConfig) -> optax.Schedule:
+    """The rate of a step's last update, of the number of steps before."""
+    rate, inner = learning_rate(config), config.inner_steps
+    return lambda before: rate((before + 1) * inner - 1)
 
 
 def ema_decay(config: GeneratorConfig) -> float:
     """At most what spans a tenth of the training: nothing is left of the initial values."""
-    return min(config.ema_decay, 1 - 10 / max(config.train_steps, 20))
+    return min(config.ema_decay, 1 - 10 / max(config.train_steps * config.inner_steps, 20))
 
 
 def watch(config: GeneratorConfig) -> Callable[[int, Info], None]:
@@ -366,6 +407,8 @@ def learn(run: Run, config: GeneratorConfig, real: Real | None) -> tuple[Generat
             made.step,
             lambda part: real,
             key=made.key,
+            rate=logged_rate(config),
+            batch_size=config.n * jax.local_device_count(),
             num_steps=config.train_steps,
             steps_per_call=config.steps_per_call,
             checkpoint_every=config.checkpoint_every,

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from experiments.harness import folders, provenance
+from experiments.harness import board, folders, provenance
 from experiments.harness.files import write_json, write_text
 from experiments.harness.settings import flat
 from sinkflow import checkpoint
@@ -24,9 +24,13 @@ BROKEN = "put a copy back or remove it"
 """What to do with a config.json that cannot be read."""
 
 
+WITHOUT_EFFECT = ("out", board.SETTING)
+"""Settings that no result depends on: where it is written, and what else is."""
+
+
 def recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a record tells of a config: all but the folder, which is of no use elsewhere."""
-    return {name: value for name, value in settings.items() if name != "out"}
+    """What a record tells of a config: all that results may depend on."""
+    return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
 
 
 def read_settings(folder: pathlib.Path, form: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def read_settings(folder: pathlib.Path, form: Mapping[str, Any] = NOTHING) -> di
 
 
 class Run:
-    """One run's output folder: config.json, metrics.jsonl, checkpoints/, result.json.
+    """One run's output folder: settings, logs, checkpoints/, result.json.
 
     ``config`` is a dataclass with ``folder()`` and ``SELECTION``: the names of settings that choose
     what to run, not how, and that a later start of the run may change. ``DRIVER`` is the driver's
@@ -61,10 +65,12 @@ class Run:
 
     def __init__(self, config: Any, *, shared: bool = False):
         self.config = flat(config)
+        if self.config.get(board.SETTING):
+            board.writer()  # what it lacks is said before any work
         driver = type(config).__module__.rpartition(".")[2]
         driver = pathlib.Path(sys.argv[0]).stem if driver == "__main__" else driver
         driver = getattr(config, "DRIVER", driver)
-        free = {"out", *config.SELECTION}
+        free = {*WITHOUT_EFFECT, *config.SELECTION}
         settings = {name: value for name, value in self.config.items() if name not in free}
         self.settings = {"driver": driver, **settings}
         self.out = config.folder()
@@ -83,7 +89,7 @@ class Run:
             checkpoint.check_config(self.out, read_object(saved, remedy=BROKEN), self.settings)
         else:
             write_json(saved, self.settings)
-        self.log_file = self.out / "metrics.jsonl"
+        self.log_file, self.time_file = self.out / "metrics.jsonl", self.out / "timings.jsonl"
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
 
     def _count_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
@@ -109,42 +115,45 @@ class Run:
         folders.take(part.out)  # two processes may share a run's folder, not a stage's
         part.resumed_from = None
         part.log_file = part.out / self.log_file.name
+        part.time_file = part.out / self.time_file.name
         return part
 
-    def log(self, step: int, **values: Any) -> None:
-        """Appends a line to metrics.jsonl.
+    def log(self, step: int, **values: Any) -> dict[str, float]:
+        """Appends a line to metrics.jsonl; the values as numbers.
 
         Raises:
           FloatingPointError: a value is not finite.
           OSError: the disk is full.
         """
-        values = check_finite(step, values)
-        try:
-            with self.log_file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            said = f"{error.strerror}; make room and start again"
-            raise OSError(error.errno, said, str(self.log_file)) from None
+        numbers = check_finite(step, values)
+        _append(self.log_file, {"step": step, **numbers})
+        return numbers
+
+    def log_time(self, step: int, seconds: float, rows: int) -> dict[str, float]:
+        """Appends a line to timings.jsonl; its values.
+
+        Args:
+          step: the last one of those that took the time.
+          seconds: since the line before, or since the start: pools, compilation, checkpoints too.
+          rows: that were trained on, images for example, over all devices.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        values = {"seconds": seconds, "rows_per_second": rows / seconds}
+        _append(self.time_file, {"step": step, **values})
+        return values
 
     def logged(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one logged quantity."""
-        lines = [line for line, _ in self._lines() if name in line]
+        lines = [line for line, _ in _lines(self.log_file) if name in line]
         return [line["step"] for line in lines], [line[name] for line in lines]
-
-    def _lines(self) -> list[tuple[dict[str, Any], str]]:
-        """Whole lines of the log, read and as they are; a kill may leave the last half-written."""
-        content = self.log_file.read_bytes() if self.log_file.exists() else b""
-        form = {"step": int, ...: float}
-        return [
-            (parse_object(line, f"{self.log_file}, line {number}", form), line.decode())
-            for number, line in enumerate(content.split(b"\n"), start=1)
-            if line.endswith(b"}")
-        ]
 
     def forget_after(self, step: int) -> None:
         """Drops log lines past a restored step, and a line that a kill left half-written."""
-        kept = [text for line, text in self._lines() if line["step"] <= step]
-        write_text(self.log_file, "".join(line + "\n" for line in kept))
+        for path in (self.log_file, self.time_file):
+            kept = [text for line, text in _lines(path) if line["step"] <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
 
     def restored_pool(self, like: Any, make: Callable[[], Any]) -> Any:
         """The pool that an earlier start of this run saved, or ``make()``, then saved."""
@@ -169,6 +178,7 @@ class Run:
         times = {**self.times, "total": time.perf_counter() - self.start}
         result = {
             **results,
+            "driver": self.settings["driver"],
             "times": {name: round(seconds, 2) for name, seconds in times.items()},
             # The times are those of this start: less than the run's if it was resumed.
             "resumed_from": self.resumed_from,
@@ -178,3 +188,24 @@ class Run:
         }
         write_json(self.out / "result.json", result)
         return result
+
+
+def _append(path: pathlib.Path, line: dict[str, Any]) -> None:
+    """A line more of a log."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        said = f"{error.strerror}; make room and start again"
+        raise OSError(error.errno, said, str(path)) from None
+
+
+def _lines(path: pathlib.Path) -> list[tuple[dict[str, Any], str]]:
+    """Whole lines of a log, read and as they are; a kill may leave the last half-written."""
+    content = path.read_bytes() if path.exists() else b""
+    form = {"step": int, ...: float}
+    return [
+        (parse_object(line, f"{path}, line {number}", form), line.decode())
+        for number, line in enumerate(content.split(b"\n"), start=1)
+        if line.endswith(b"}")
+    ]

@@ -1,32 +1,37 @@
 """Training in a run's folder, with its log and a bar; the optimiser of all drivers."""
 
+import contextlib
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 from tqdm.auto import tqdm
 
 import sinkflow
-from experiments.harness import stopping
+from experiments.harness import board, stopping
 from experiments.harness.run import Run
 from experiments.harness.settings import check_steps
 from sinkflow import train
 
 
-def adam(
-    learning_rate: float, num_steps: int, *, warmup_steps: int | None = None, clip: float = 0.0
-) -> optax.GradientTransformation:
-    """Adam with linear warm-up, by default over 5% of the steps, then cosine decay to zero.
+def decaying(
+    learning_rate: float, num_steps: int, *, warmup_steps: int | None = None
+) -> optax.Schedule:
+    """Learning rate with linear warm-up, by default over 5% of the steps, then cosine decay to 0.
 
     Args:
       learning_rate: its peak.
       num_steps: optimiser steps of the training.
       warmup_steps: steps of the warm-up.
-      clip: largest norm of a gradient; 0 for none.
     """
     warmup = num_steps // 20 if warmup_steps is None else warmup_steps
-    rate = optax.warmup_cosine_decay_schedule(0, learning_rate, warmup, num_steps)
+    return optax.warmup_cosine_decay_schedule(0, learning_rate, warmup, num_steps)
+
+
+def adam(rate: optax.Schedule, *, clip: float = 0.0) -> optax.GradientTransformation:
+    """Adam; ``clip`` is the largest norm of a gradient, 0 for none."""
     optimizer = optax.adam(rate)
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 
@@ -37,6 +42,8 @@ def fit(
     step: Callable,
     data: Callable[[int], Any],
     *,
+    rate: optax.Schedule,
+    batch_size: int,
     num_steps: int,
     steps_per_call: int,
     checkpoint_every: int,
@@ -47,11 +54,16 @@ def fit(
 ) -> train.TrainState:
     """:func:`sinkflow.fit` with the run's folder, log and settings, and a bar.
 
+    A call's log line has the metrics and the learning rate of its last step. How long it took is in
+    a log of its own, for metrics are the same in every run of the same settings.
+
     Args:
       run: owns the folder and the log.
       state: fresh state; replaced by the checkpoint's if there is one.
       step: one step, see :func:`sinkflow.fit`.
       data: makes what a part of the training draws from, from the part's number.
+      rate: the optimiser's learning rate, of the number of steps before.
+      batch_size: rows of each optimiser step, over all devices.
       num_steps: optimiser steps in all.
       steps_per_call: optimiser steps of one dispatched call.
       checkpoint_every: optimiser steps between checkpoints.
@@ -70,11 +82,19 @@ def fit(
         checkpoint_every=checkpoint_every,
         refresh_every=refresh_every or num_steps,
     )
-    with stopping.deferred(), tqdm(total=num_steps, desc=description, disable=None) as bar:
+    shown = board.Board(run.out / board.FOLDER if run.config.get(board.SETTING) else None)
+    with (
+        stopping.deferred(),
+        tqdm(total=num_steps, desc=description, disable=None) as bar,
+        contextlib.closing(shown),
+    ):
+        clock = [time.perf_counter()]
 
         def start(calls: range) -> range:
             run.forget_after(calls.start)
+            shown.start(calls.start)
             bar.initial = bar.n = calls.start
+            clock.append(time.perf_counter())
             return calls
 
         def tell_memory(program: Any) -> None:
@@ -82,7 +102,11 @@ def fit(
             tqdm.write(f"{description}: {needed / 1e9:.2f} GB on each device")
 
         def log(done: int, info: Any) -> None:
-            run.log(done, **info._asdict())
+            values = run.log(done, **info._asdict(), learning_rate=rate(done - 1))
+            clock.append(time.perf_counter())
+            rows = steps_per_call * batch_size
+            times = run.log_time(done, clock[-1] - clock[-2], rows)
+            shown.add(done, {**values, **times})
             if watch is not None:
                 watch(done, info)
             bar.update(steps_per_call)
@@ -110,6 +134,13 @@ def fit(
         )
     run.resumed_from = report.resumed_from
     return state
+
+
+def certified(name: str, seen: Mapping[str, Any]) -> str:
+    """A line that counts the Sinkhorn solves of a pool, and those that did not converge."""
+    error = seen.get("worst_marginal_error")
+    worst = "" if error is None else f", worst marginal error {error:.2g}"
+    return f"{name}: {seen['unconverged']} of {seen['solves']} solves unconverged{worst}"
 
 
 def memory_needed(program: Any) -> int | None:

@@ -10,7 +10,7 @@ import optax
 
 from experiments.harness.run import Run
 from experiments.harness.settings import check_batch
-from experiments.harness.training import adam, fit
+from experiments.harness.training import adam, decaying, fit
 from experiments.images import judge
 from sinkflow import train
 from sinkflow.data import images
@@ -44,7 +44,8 @@ def learn_classes(
     """
     key_init, key_train = jax.random.split(key)
     with run.timed("train"):
-        optimizer = adam(learning_rate, train_steps)
+        rate = decaying(learning_rate, train_steps)
+        optimizer = adam(rate)
         params = judge.MODEL.init(key_init, jnp.zeros((1, *classifier.SHAPE)))
         # No moving average: the rate decays to zero.
         step = train.make_step(judge.MODEL.apply, optimizer, ema_decay=0.0, loss_fn=cross_entropy)
@@ -55,6 +56,8 @@ def learn_classes(
             train.drawing_step(step, draw),
             lambda part: rows,
             key=key_train,
+            rate=rate,
+            batch_size=batch_size,
             num_steps=train_steps,
             steps_per_call=steps_per_call,
             checkpoint_every=checkpoint_every,

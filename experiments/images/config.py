@@ -173,6 +173,9 @@ class ImageConfig:
     """Output folder; by default one under runs/, named after the run."""
     smoke: bool = False
     """Shrink the run to seconds, on enlarged 8x8 digits; its numbers then mean nothing."""
+    tensorboard: bool = False
+    """Write the log's scalars for TensorBoard too, into a folder tensorboard beside the log; takes
+    pip install 'sinkflow[tensorboard]'."""
 
     SMOKE: ClassVar[dict] = {
         "num_particles": 32,

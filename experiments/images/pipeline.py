@@ -98,6 +98,7 @@ def report(
         training=training_records(run, method),
         predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
         pools=pool_records(run),
+        pairs=pool_records(run, "pairs"),
     )
     pictures.draw_grids(run, data_set.name, drawn, score.judge.train)
     if change:

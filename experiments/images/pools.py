@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from tqdm.auto import tqdm
 
 from experiments.harness.files import write_json
 from experiments.harness.run import Run
+from experiments.harness.training import certified
 from experiments.images.config import Flow
 from experiments.images.rows import vectors
-from sinkflow import Limits, pool
-from sinkflow.ot import barycentric
-from sinkflow.ot.exact import assignment_many
+from sinkflow import Limits, pairs, pool
 from sinkflow.ot.regularisation import epsilon_for_neighbours
-from sinkflow.ot.solver import sinkhorn
 
 POOL_DTYPE = jnp.float16  # three bits more than bfloat16, and pixels need no exponents
 
@@ -92,19 +90,27 @@ def flow_pools(
                 dtype=POOL_DTYPE,
             )
             jax.block_until_ready(rows)
-        seen = {"epsilon": regularisation(), **pool.summary(info)}
-        folder = run.out / "pools"
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{part}.json", seen)
+        tell(run, "pools", part, {"epsilon": regularisation(), **pool.summary(info)})
         return rows
 
     return make
 
 
+def tell(run: Run, kind: str, part: int, seen: dict) -> None:
+    """Certificates of a part's solves: a line on the terminal, and a file of the run's record."""
+    folder = run.out / kind
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{part}.json", seen)
+    tqdm.write(certified(f"{kind} {part}", seen))
+
+
 def pair_pools(
     run: Run, key: jax.Array, samplers: Samplers, flow: Flow, pairing: str
 ) -> Callable[[int], pool.Pool]:
-    """Makes the pool of pairs of a part of the training, exact or drawn from a plan."""
+    """Makes the pool of pairs of a part of the training, exact or drawn from a plan.
+
+    Certificates of the plans are logged.
+    """
     size, count = flow.pair_size, flow.num_clouds * flow.num_particles // flow.pair_size
 
     @functools.cache
@@ -118,31 +124,26 @@ def pair_pools(
             split
         )
 
-    @jax.jit
-    def plan_partners(keys, x, y, epsilon):
-        def one(cloud):
-            key, x, y = cloud
-            out = sinkhorn(x, y, epsilon, limits=Limits(max_iterations=flow.max_iterations))
-            return barycentric.draw_partners(key, x, y, out.g, epsilon), out.converged
-
-        return jax.lax.map(one, (keys, x, y), batch_size=max(1, 2**24 // size**2))
-
-    def partners(key, x, y):
+    def partners(part, key, x, y):
         if pairing == "exact":
-            pairs = list(zip(np.asarray(x), np.asarray(y), strict=True))
-            return jnp.asarray(np.stack(assignment_many(pairs)))
-        order, converged = plan_partners(jax.random.split(key, count), x, y, regularisation())
-        if not converged.all():
+            return pairs.exact(x, y)
+        limits = Limits(max_iterations=flow.max_iterations)
+        drawn, converged = pairs.entropic(key, x, y, regularisation(), limits=limits)
+        unconverged = int(jnp.sum(~converged))
+        if unconverged:
             raise RuntimeError(
-                f"{int(jnp.sum(~converged))} of {count} solves did not converge: raise neighbours"
+                f"{unconverged} of {count} solves did not converge: raise neighbours or "
+                "max_iterations"
             )
-        return order
+        seen = {"epsilon": regularisation(), "solves": count, "unconverged": unconverged}
+        tell(run, "pairs", part, seen)
+        return drawn
 
     def make(part):
         with run.timed("pool"):
             key_draw, key_pairs = jax.random.split(jax.random.fold_in(key, part))
             x, y = draw(key_draw)
-            y = jnp.take_along_axis(y, partners(key_pairs, x, y)[..., None], axis=1)
+            y = partners(part, key_pairs, x, y)
             rows = pool.from_pairs(*(cloud.reshape(-1, cloud.shape[-1]) for cloud in (x, y)))
             halves = {name: getattr(rows, name).astype(POOL_DTYPE) for name in ("x", "velocity")}
             return jax.block_until_ready(rows._replace(**halves))

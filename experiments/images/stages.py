@@ -18,7 +18,7 @@ from experiments.harness import provenance
 from experiments.harness.files import write_json
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import check_batch, from_record, naming
-from experiments.harness.training import adam, fit
+from experiments.harness.training import adam, decaying, fit
 from experiments.images.checks import check_network
 from experiments.images.config import (
     STAGES,
@@ -119,7 +119,8 @@ def train_stage(
 
     ``params`` are those that the training begins with, by default random ones.
     """
-    optimizer = adam(training.learning_rate, num_steps, clip=training.clip)
+    rate = decaying(training.learning_rate, num_steps)
+    optimizer = adam(rate, clip=training.clip)
     key_init, key_rows = jax.random.split(key)
     if params is None:
         # One program of many threefry draws takes a compiler long.
@@ -140,6 +141,8 @@ def train_stage(
             train.drawing_step(step, stage.draw),
             stage.data,
             key=key_rows,
+            rate=rate,
+            batch_size=training.batch_size,
             num_steps=num_steps,
             steps_per_call=training.steps_per_call,
             checkpoint_every=training.checkpoint_every,
@@ -229,7 +232,7 @@ def training_records(run: Run, method: str) -> dict[str, dict]:
     }
 
 
-def pool_records(run: Run) -> list[dict]:
-    """Certificates of the pools that the run has trained on, in their order."""
-    paths = [path for path in (run.out / "pools").glob("*.json") if path.stem.isdecimal()]
+def pool_records(run: Run, kind: str = "pools") -> list[dict]:
+    """Certificates of the pools that the run has trained on, or of its pairs, in their order."""
+    paths = [path for path in (run.out / kind).glob("*.json") if path.stem.isdecimal()]
     return [read_object(path) for path in sorted(paths, key=lambda path: int(path.stem))]

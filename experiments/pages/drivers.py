@@ -59,11 +59,13 @@ def _all() -> list[Driver]:
     near = f"W2 {w2:.3f} at NFE 5, floor {plane['floor']:.3f}"
     like = f"Fréchet {frechet:.2f} at NFE 10, floor {digits['floor']['frechet']:.2f}"
     run = "--run runs/plane-8gaussians-moons-geodesic --nfe 5"
+    again = "runs/plane-8gaussians-moons-geodesic/result.json"
     return [
         Driver("plane", "", _file("plane-8gaussians-moons-geodesic"), _took(plane), near),
         Driver("digits", "", _file("digits-geodesic"), _took(digits), like),
         *_small_generators(),
         Driver("sample", run, expected="one array"),
+        Driver("rerun", again, expected="what differs, and an exit status"),
         *_grids(),
         *_images(),
         *_generators(),

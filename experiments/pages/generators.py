@@ -15,6 +15,8 @@ COUNTS = (1, 5, 10, 60)  # evaluations of the methods with a field
 RECORDS = tuple(p.stem for p in sorted(RESULTS.glob("table-generators-*.json"), reverse=True))
 SEARCH = "generator-search-h100"
 IN_PLANE = "table-plane-generators"
+TIMED = "generator-mnist"
+SLOW = (10, 100)  # evaluations whose speed is shown
 # Settings of the search that are shown where they differ between its rows.
 KNOBS = (
     *("net", "head", "latent", "channels", "blocks", "labels", "n", "m", "k", "self_cloud"),
@@ -74,6 +76,28 @@ def _best(own: list[dict[str, Any]]) -> list[list[str]]:
         + [comparison.number(group, name) for name in (*QUALITY, "train_s")]
         for (label, steps), group in same.items()
     ]
+
+
+def speed() -> str:
+    """Images a second of one evaluation, beside several of the methods with a field."""
+    found = record(TIMED)
+    runs: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [(TIMED, found, (1,))]
+    runs += [(f"images-mnist-{name}", run, SLOW) for name, run in _fields().items()]
+    body = []
+    for name, run, counts in runs:
+        for row in run["rows"]:
+            if row["nfe"] in counts:
+                numbers = [f"{1e4 / row['seconds_per_10k']:,.0f}", f"{row['fd']:.3g}"]
+                first = link(name, row["method"])
+                body.append([first, str(row["nfe"]), *numbers, run["device"]["kind"]])
+    title = f"mnist: images a second, {found['config']['sample_batch']:,} side by side"
+    header = ["method", "NFE", "images a second", comparison.HEADINGS["fd"], "device"]
+    return tables.markdown(tables.Table(title, header, body))
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """Runs of the methods with a field, by their records' names."""
+    return dict(zip(dict.fromkeys(images.RUNS.values()), images.results("mnist"), strict=True))
 
 
 def _seeds(group: list[dict[str, Any]]) -> str:
@@ -172,6 +196,7 @@ BLOCKS = {
     "generators-small": small,
     "generators-grid": grid,
     "generators-beside": beside,
+    "generators-speed": speed,
     "generators-plane": in_plane,
     "generators-search": search,
 }

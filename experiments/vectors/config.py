@@ -115,6 +115,9 @@ class VectorConfig:
     """Output folder; by default one under runs/, named after the run."""
     smoke: bool = False
     """Shrink the run to seconds; its numbers then mean nothing."""
+    tensorboard: bool = False
+    """Write the log's scalars for TensorBoard too, into a folder tensorboard beside the log; takes
+    pip install 'sinkflow[tensorboard]'."""
 
     SMOKE: ClassVar[dict] = {}
     SELECTION: ClassVar[tuple[str, ...]] = ()

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from tqdm.auto import tqdm
 
 import sinkflow
 from experiments.harness.cli import progress
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import check_batch, check_steps, naming, require_finite
-from experiments.harness.training import adam, fit
+from experiments.harness.training import adam, certified, decaying, fit
 from experiments.vectors.config import Flow, Network, Training, check_pool, check_training
 from sinkflow import checkpoint, data, ode, pool, sampling, train
 from sinkflow.files import misfit
@@ -68,9 +69,12 @@ def learn(
         require_finite(name, getattr(samplers, name)(key_check, flow.num_particles))
     with run.timed("pool"):
         rows, info = fill_pool(run, flow, key_pool, samplers)
+        certificates = pool.summary(info)
+    tqdm.write(certified("pool", certificates))
     with run.timed("train"):
         model = network.velocity()
-        optimizer = adam(training.learning_rate, training.train_steps)
+        rate = decaying(training.learning_rate, training.train_steps)
+        optimizer = adam(rate)
         step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay)
         draw = functools.partial(pool.sample, batch_size=share, power=training.row_power)
         state = fit(
@@ -79,13 +83,15 @@ def learn(
             train.drawing_step(step, draw),
             lambda part: rows,
             key=key_train,
+            rate=rate,
+            batch_size=training.batch_size,
             num_steps=training.train_steps,
             steps_per_call=training.steps_per_call,
             checkpoint_every=training.checkpoint_every,
             network=model,
             horizon=flow.horizon(),
         )
-    return Field(model.apply, state.ema_params, flow.horizon()), pool.summary(info)
+    return Field(model.apply, state.ema_params, flow.horizon()), certificates
 
 
 def fill_pool(run: Run, flow: Flow, key: jax.Array, samplers: Samplers):

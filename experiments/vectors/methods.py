@@ -51,14 +51,21 @@ def points(setting: Setting, keys: jax.Array, size: int | None = None):
 
 
 def flow_matching(setting: Setting, keys: Keys, timed, *, partners=None, size=None, rows=pool_rows):
-    """Straight (or trigonometric) paths between pairs; ``partners(flow, x, y, keys)`` couples."""
+    """Straight (or trigonometric) paths between pairs.
+
+    ``partners(flow, x, y, keys)`` couples them, and tells of its solves.
+    """
+    certificates: dict[str, Any] = {}
     with timed("pool"):
         x, y = draw_pairs(
             setting.flow, setting.task, keys.root(0), size or setting.flow.num_particles
         )
-        pairs = pair_pool(x, partners(setting.flow, x, y, keys.root(1)) if partners else y)
+        if partners:
+            y, certificates = partners(setting.flow, x, y, keys.root(1))
+        pairs = pair_pool(x, y)
         jax.block_until_ready(pairs)
-    return Learned(*drawer(setting.sampling, *fit_seeds(setting, keys, pairs, timed, rows)), {})
+    field = fit_seeds(setting, keys, pairs, timed, rows)
+    return Learned(*drawer(setting.sampling, *field), certificates)
 
 
 def rectified_flow(setting: Setting, keys: Keys, timed, *, rectifications: int):
@@ -128,7 +135,7 @@ def nsgf_plus_plus(setting: Setting, keys: Keys, timed):
 
 
 def exact(flow, x, y, keys):
-    return optimal_partners(x, y)
+    return optimal_partners(x, y), {}
 
 
 def entropic(flow, x, y, keys):

@@ -1,5 +1,7 @@
 """Points, pairs and pools that the methods of the tables learn from, seeds side by side."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,8 +41,14 @@ def optimal_partners(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.asarray(np.stack(partners)).reshape(y.shape)
 
 
-def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.Array:
-    """For every x_i one y drawn from its row of ott-jax's Sinkhorn plan."""
+def sinkhorn_partners(
+    epsilon: float, x: jax.Array, y: jax.Array, keys
+) -> tuple[jax.Array, dict[str, int]]:
+    """For every x_i one y drawn from its row of ott-jax's Sinkhorn plan, and the solves counted.
+
+    Raises:
+      RuntimeError: solves that did not converge, with their number.
+    """
     from ott.geometry import epsilon_scheduler, pointcloud
     from ott.solvers import linear
 
@@ -61,17 +69,19 @@ def sinkhorn_partners(epsilon: float, x: jax.Array, y: jax.Array, keys) -> jax.A
     with jax.numpy_rank_promotion("allow"):  # OTT relies on it
         solve = jax.jit(lambda clouds: jax.lax.map(partners, clouds, batch_size=batch))
         drawn, converged = solve((split, *flat))
-    if not converged.all():
+    unconverged = int(jnp.sum(~converged))
+    if unconverged:
         raise RuntimeError(
-            f"{int(jnp.sum(~converged))} of {converged.size} of ott-jax's solves did not converge "
-            f"at epsilon {epsilon}: raise epsilon"
+            f"{unconverged} of {converged.size} of ott-jax's solves did not converge at epsilon "
+            f"{epsilon}: raise epsilon"
         )
-    return drawn.reshape(y.shape)
+    return drawn.reshape(y.shape), {"solves": converged.size, "unconverged": unconverged}
 
 
 def flow_pool(flow: Flow, task: data.Task, keys, independent_self: bool):
-    """Pools of Sinkhorn flows and their certificates in numbers, worst seed first."""
-    pools, infos = [], []
+    """Pools of Sinkhorn flows; certificates of the worst seed, and all seeds' solves counted."""
+    pools: list[pool.Pool] = []
+    infos: list[dict[str, Any]] = []
     for key in keys:
         rows, info = pool.build(
             key,
@@ -84,4 +94,5 @@ def flow_pool(flow: Flow, task: data.Task, keys, independent_self: bool):
         pools.append(rows)
         infos.append(pool.summary(info))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pools)
-    return stacked, max(infos, key=lambda info: info["worst_marginal_error"])
+    counts = {name: sum(info[name] for info in infos) for name in ("solves", "unconverged")}
+    return stacked, {**max(infos, key=lambda info: info["worst_marginal_error"]), **counts}

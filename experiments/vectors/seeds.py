@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments.harness.training import adam
+from experiments.harness.training import adam, decaying
 from experiments.vectors import config as parts
 from sinkflow import data, nets, ode, pool, sampling, train
 from sinkflow.pairs import trigonometric
@@ -91,7 +91,7 @@ def programs(network: parts.Network, training: Training, draw_rows: Callable, pr
     model: Any = network.velocity()
     if predictor:
         model = nets.TimePredictorMLP(network.hidden_dims)
-    optimizer = adam(training.learning_rate, training.train_steps)
+    optimizer = adam(decaying(training.learning_rate, training.train_steps))
     loss_fn = train.time_prediction_loss if predictor else train.velocity_matching_loss
     step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay, loss_fn=loss_fn)
     power = 1.0 if predictor else training.row_power  # each of the predictor's times is as likely

@@ -52,14 +52,15 @@ def precision_recall_coverage(
     real, generated, _ = _samples.in_unit(*_samples.pair(real=real, generated=generated))
     real_radii, wide_radii = _radii("real", real, neighbours, coverage_neighbours)
     (radii,) = _radii("generated", generated, neighbours)
-    precise, recalled, covered = np.zeros(len(generated), bool), [], []
-    for start in range(0, len(real), ROWS):
-        rows = slice(start, start + ROWS)
+
+    def compare(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         distances = _samples.squares(real[rows], generated)
-        precise |= np.any(distances <= real_radii[rows, None], axis=0)
-        recalled.append(np.any(distances <= radii, axis=1))
-        covered.append(distances.min(axis=1) <= wide_radii[rows])
-    shares = precise, np.concatenate(recalled), np.concatenate(covered)
+        precise = np.any(distances <= real_radii[rows, None], axis=0)
+        recalled = np.any(distances <= radii, axis=1)
+        return precise, recalled, distances.min(axis=1) <= wide_radii[rows]
+
+    precise, recalled, covered = zip(*_samples.by_rows(compare, len(real)), strict=True)
+    shares = np.any(precise, axis=0), np.concatenate(recalled), np.concatenate(covered)
     return PrecisionRecallCoverage(*(float(np.mean(share)) for share in shares))
 
 
@@ -135,10 +136,12 @@ def _radii(name: str, points: np.ndarray, *counts: int) -> list[np.ndarray]:
             f"{name} has {len(points)} samples and neighbours are {counts}; "
             "they must be at least 1 and fewer than the samples"
         )
-    nearby = []
-    for start in range(0, len(points), ROWS):
-        squares = _samples.squares(points[start : start + ROWS], points)
+
+    def closest(rows: slice) -> np.ndarray:
+        squares = _samples.squares(points[rows], points)
         own = np.arange(len(squares))
-        squares[own, start + own] = np.inf  # the point itself; its copies count
-        nearby.append(np.partition(squares, [count - 1 for count in counts], axis=1))
-    return [np.concatenate([block[:, count - 1] for block in nearby]) for count in counts]
+        squares[own, rows.start + own] = np.inf  # the point itself; its copies count
+        return np.partition(squares, [count - 1 for count in counts], axis=1)[:, : max(counts)]
+
+    nearby = np.concatenate(_samples.by_rows(closest, len(points)))
+    return [nearby[:, count - 1] for count in counts]

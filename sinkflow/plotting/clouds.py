@@ -96,7 +96,7 @@ def trajectories(
     between = np.repeat((times[:-1] + times[1:]) / 2, states.shape[1])
     lines = LineCollection(list(pieces), array=between, lw=0.8, zorder=2, **colours)
     axis.add_collection(lines)
-    places, directions, when = _half_way(states, times, SMALLEST * box.span().max())
+    places, directions, when = _half_way(states, times, float(SMALLEST * box.span().max()))
     if len(places):
         # Heads without shafts, of the same size wherever they are.
         shape = {"units": "inches", "width": 0.2 * ARROW, "headwidth": 4, "headlength": 5}

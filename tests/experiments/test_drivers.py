@@ -468,6 +468,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
+RATES = {"rate": lambda before: 0.01 / (1 + before), "batch_size": 16}  # as they are logged
+
+
 def scale_problem(learning_rate):
     """State, steps and data of a field a x towards velocity 2 x, in the next part 3 x."""
     optimizer = optax.sgd(learning_rate)
@@ -483,7 +486,7 @@ def scale_problem(learning_rate):
 
 
 def test_fit_resumes_to_the_same_parameters(tmp_path):
-    counts = {"key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 10}
+    counts = {**RATES, "key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 10}
     runs = [Run(plane.Config(out=str(tmp_path / name))) for name in ("whole", "parts")]
     whole = training.fit(runs[0], *scale_problem(0.01), num_steps=40, **counts)
     training.fit(runs[1], *scale_problem(0.01), num_steps=20, **counts)
@@ -498,6 +501,7 @@ def test_fit_resumes_to_the_same_parameters(tmp_path):
 
 def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
     counts = {
+        **RATES,
         "key": jax.random.key(0),
         "steps_per_call": 5,
         "checkpoint_every": 5,
@@ -511,6 +515,7 @@ def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
     same = training.fit(
         Run(plane.Config(out=str(tmp_path / "same"))),
         *scale_problem(0.01),
+        **RATES,
         key=jax.random.key(0),
         num_steps=20,
         steps_per_call=5,
@@ -520,7 +525,7 @@ def test_fit_resumes_within_a_part_of_refreshed_data(tmp_path):
 
 
 def test_diverging_training_stops_before_it_saves(run):
-    counts = {"key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 5}
+    counts = {**RATES, "key": jax.random.key(0), "steps_per_call": 5, "checkpoint_every": 5}
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         training.fit(run, *scale_problem(1e25), num_steps=20, **counts)
     assert checkpoint.latest_step(run.out / "checkpoints") is None
@@ -542,6 +547,7 @@ def test_step_counts_that_do_not_fit_raise(run, counts, message):
         training.fit(
             run,
             *scale_problem(0.01),
+            **RATES,
             key=jax.random.key(0),
             num_steps=num_steps,
             steps_per_call=5,

@@ -179,6 +179,34 @@ def test_every_choice_makes_steps(changes):
     assert all(leaf.shape == () for leaf in info)
 
 
+def test_inner_steps_follow_one_velocity():
+    """The first is the optimiser step of inner_steps 1; each comes closer to where samples go."""
+    one, two, eight = (
+        small(inner_steps=count, train_steps=40 // count, warmup_steps=0) for count in (1, 2, 8)
+    )
+    net, key = training.network(one), jax.random.key(3)
+    state = train.create(net.init(jax.random.key(2)), training.make_optimizer(one))
+    z = training.latent(one, jax.random.split(key, 4)[1], one.n)
+
+    def sampled(config):
+        step = training.make_step(config, net, jnp.ones(1), 1.0)
+        after, seen = jax.jit(step)(state, None, key)
+        assert int(after.step) == 1
+        return net.apply_fn(after.params, z, jnp.zeros(one.n, int)), seen[0]
+
+    (first, value), (second, again), (last, _) = map(sampled, (one, two, eight))
+    np.testing.assert_allclose(again, value, rtol=1e-6)  # the loss is that of the velocity's cloud
+    keys = jax.random.split(key, 4)
+    y = training.draw_real(one, None, keys[0], one.m)[0]
+    other = net.apply_fn(state.params, training.latent(one, keys[2], one.k), jnp.zeros(one.k, int))
+    start = net.apply_fn(state.params, z, jnp.zeros(one.n, int))
+    scale = [jnp.asarray(one.epsilon_start)]
+    slope = jax.grad(lambda x: training.objective(one)(x, other, y, keys[3], scale, 1.0)[0])(start)
+    left = [jnp.mean((x - (start - one.n * slope)) ** 2) for x in (start, first, second, last)]
+    assert left[0] > left[1] > left[2] > left[3]
+    np.testing.assert_allclose(left[0], value, rtol=1e-4)  # half of |v|^2, in two dimensions
+
+
 def test_real_samples_are_of_the_asked_classes_and_devices():
     config = small("digits", labels=True)
     labels = np.arange(400) % 10
@@ -209,13 +237,15 @@ BAD = [
     ({"labels": True}, "the plane has no labels and its net is mlp"),
     ({"net": "conv"}, "the plane has no labels and its net is mlp"),
     ({"objective": "divergence", "epsilon": (1.0, 2.0)}, "only regression adds several"),
+    ({"objective": "drift", "inner_steps": 2}, "only regression has a velocity to follow"),
+    ({"inner_steps": 0}, "inner_steps is 0"),
     ({"self_cloud": "diagonal", "gradient": "implicit"}, "choose envelope, the same at"),
     ({"epsilon_unit": "neighbours"}, "has more than 1 at any epsilon"),
     ({"epsilon": ()}, "epsilon is empty"),
     ({"epsilon": (-1.0,)}, r"epsilon is \(-1.0,\); it lies in \(0, inf\)"),
     ({"epsilon_start": 0.0}, r"epsilon_start is 0.0; it lies in \(0, inf\)"),
     ({"train_steps": 7}, "train_steps is 7; it must be a multiple of 5"),
-    ({"warmup_steps": 20}, r"warmup_steps is 20; it lies in \[0, train_steps\)"),
+    ({"warmup_steps": 20}, r"warmup_steps is 20; it lies in \[0, train_steps \* inner_steps\)"),
     ({"max_unconverged": 2.0}, r"max_unconverged is 2.0; it lies in \[0, 1\]"),
     ({"ema_decay": 1.0}, r"ema_decay is 1.0; it lies in \[0, 1\)"),
     ({"max_iterations": 0}, "max_iterations is 0; it must be at least 1"),

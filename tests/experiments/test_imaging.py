@@ -167,7 +167,10 @@ def test_parts_of_a_training_have_clouds_of_their_own(config, pixels):
 def test_optimal_pairs_stay_pairs_and_are_cheaper(config, pixels, pairs):
     keys = keys_of(config.seed)
     clouds = pools.samplers(pixels, keys["epsilon"], mirror=False)
-    rows = pools.pair_pools(Run(config), keys["pairs"], clouds, config.flow, pairs)(0)
+    run = Run(config)
+    rows = pools.pair_pools(run, keys["pairs"], clouds, config.flow, pairs)(0)
+    counted = [(seen["solves"], seen["unconverged"]) for seen in stages.pool_records(run, "pairs")]
+    assert counted == ([(4, 0)] if pairs == "sinkhorn" else [])
     assert rows.x.shape == (64, 1, 16)
     end = np.asarray(rows.x + rows.velocity, np.float64)[:, 0]
     assert_images((end + 1) * 127.5, pixels, atol=1.0)  # float16
