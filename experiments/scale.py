@@ -1,8 +1,9 @@
-"""One Sinkhorn velocity of very many particles on one device, with its certificate.
+"""One Sinkhorn velocity of very many particles, on one device or several, with its certificate.
 
 Command:  python -m experiments.scale                                    (a million points, a GPU)
           python -m experiments.scale --num-particles 100000 --dim 784
           python -m experiments.scale --num-particles 20000                (a CPU, half a minute)
+          python -m experiments.scale --devices 2              (each solve spread over two GPUs)
 Runtime:  on an H200 three minutes for a million points (two solves, the first of them cut short),
           half a minute for 100,000 in 784 dimensions.
 Expected: result.json with the time, compilation apart, and the certificates of both solves.
@@ -21,6 +22,7 @@ from experiments.bench import pools
 from experiments.harness import cli
 from experiments.harness.run import Run
 from experiments.harness.settings import check_positive_counts, require_finite
+from experiments.harness.spread import spread_over
 from sinkflow import Limits, sinkhorn_velocity
 from sinkflow.ot.regularisation import mean_cost
 
@@ -39,6 +41,8 @@ class Config:
     """L1 marginal error [mass, total 1] of each solve."""
     storage: str = "auto"
     """What solves keep on the device: full, half, chunks, or auto, the first that fits."""
+    devices: int = 1
+    """Over how many devices each solve is spread, by the points of its first cloud."""
     seed: int = 0
     """Everything random follows from it."""
     out: str = ""
@@ -50,27 +54,29 @@ class Config:
     SELECTION: ClassVar[tuple[str, ...]] = ()
 
     def folder(self):
-        """``out``, or runs/scale-N-D."""
-        name = f"runs/scale-{self.num_particles}-{self.dim}{'-smoke' if self.smoke else ''}"
-        return pathlib.Path(self.out or name)
+        """``out``, or runs/scale-N-D, with the number of devices if they are several."""
+        spread = f"-on-{self.devices}" if self.devices > 1 else ""
+        name = f"runs/scale-{self.num_particles}-{self.dim}{spread}"
+        return pathlib.Path(self.out or name + ("-smoke" if self.smoke else ""))
 
 
 def main(config: Config) -> dict:
     """Solves, and writes down how long it took and what the certificates say."""
-    check_positive_counts(num_particles=config.num_particles, dim=config.dim)
+    counts = {"num_particles": config.num_particles, "dim": config.dim, "devices": config.devices}
+    check_positive_counts(**counts)
+    devices, storage = spread_over(config.devices, config.storage)
     run = Run(config)
     key_x, key_y = jax.random.split(jax.random.key(config.seed))
     source, target = pools.samplers(config.dim)
     x, y = source(key_x, config.num_particles), target(key_y, config.num_particles)
     regularisation = config.ratio * mean_cost(x, y)
 
-    print(f"{config.num_particles} points each, d {config.dim}, on {jax.devices()[0].device_kind}")
+    print(f"{counts}, {devices[0].device_kind}")
 
     def solve(threshold):
         begin = time.perf_counter()
-        velocity, info = sinkhorn_velocity(
-            x, y, regularisation, limits=Limits(threshold, storage=config.storage)
-        )
+        limits = Limits(threshold, storage=storage)
+        velocity, info = sinkhorn_velocity(x, y, regularisation, limits=limits)
         return *jax.block_until_ready((velocity, info)), time.perf_counter() - begin
 
     # No L1 error is above 2: this call compiles, anneals and stops.
@@ -80,13 +86,14 @@ def main(config: Config) -> dict:
     require_finite("velocity", velocity)
     solves = {"cloud to target": info.xy, "cloud to itself": info.xx}
     fields = ("marginal_error", "num_iterations", "converged", "entropy", "neighbours")
-    memory = jax.devices()[0].memory_stats() or {}
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     result = run.finish(
         seconds=seconds,
         first_call_seconds=first,
         epsilon=float(regularisation),
         mean_speed=float(np.mean(np.linalg.norm(np.asarray(velocity), axis=1))),
-        peak_bytes=memory.get("peak_bytes_in_use"),
+        peak_bytes=peaks[0],
+        peak_bytes_of_devices=peaks,
         **{
             name: {field: getattr(out, field).item() for field in (*fields, "diagonal_mass")}
             for name, out in solves.items()

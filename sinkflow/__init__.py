@@ -26,7 +26,7 @@ from sinkflow.nets import generators
 from sinkflow.ot import costs, general, offdiagonal, regularisation, scaling
 from sinkflow.ot.barycentric import barycentric_map
 from sinkflow.ot.divergence import sinkhorn_divergence, sinkhorn_velocity
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Sharded
 from sinkflow.ot.matrix import sinkhorn_matrix
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.ot.regularisation import epsilon_for_entropy, epsilon_for_neighbours
@@ -46,6 +46,7 @@ LAZY = {
 __version__ = "0.1.0"
 __all__ = [
     "Limits",
+    "Sharded",
     "SinkhornOutput",
     "barycentric_map",
     "checkpoint",

@@ -8,19 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkflow import flow, parallel
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Sharded, Storage
 from sinkflow.types import Array, Float, Int, ScalarLike
 
 
-def rounds(num_clouds: int, clouds_per_call: int) -> list[Int[np.ndarray, "clouds"]]:
+def rounds(
+    num_clouds: int, clouds_per_call: int, storage: Storage
+) -> list[Int[np.ndarray, "clouds"]]:
     """Numbers of the clouds that this process simulates, round by round.
 
     In a round every device of every process has ``clouds_per_call`` clouds, or fewer, if that is
     enough for one round. Where the clouds do not fill the last round, the last cloud is simulated
-    several times; :func:`together` drops what is too much.
+    several times; :func:`together` drops what is too much. Where the devices share each solve,
+    they are as one.
     """
-    each = min(clouds_per_call, -(-num_clouds // jax.device_count()))
-    own = each * jax.local_device_count()
+    devices = 1 if isinstance(storage, Sharded) else jax.local_device_count()
+    own = devices * min(clouds_per_call, -(-num_clouds // (devices * jax.process_count())))
     everyone = np.arange(own) + own * jax.process_index()
     firsts = range(0, num_clouds, own * jax.process_count())
     return [np.minimum(first + everyone, num_clouds - 1) for first in firsts]
@@ -63,7 +66,7 @@ def simulate(
     The local devices share the clouds. Each goes its own way, without waiting for the others.
     """
     numbers, static = (epsilon, step_sizes, *limits[:2]), (limits.storage, independent_self)
-    if jax.local_device_count() == 1:
+    if jax.local_device_count() == 1 or isinstance(limits.storage, Sharded):
         return _simulate((x, y), numbers, *static)
     clouds = parallel.shard((x, y))
     found = _spread(clouds, parallel.replicate(jax.tree.map(jnp.asarray, numbers)), *static)
@@ -74,7 +77,7 @@ STATIC = ("storage", "independent_self")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def _simulate(clouds: Any, numbers: Any, storage: str, independent_self: bool) -> Any:
+def _simulate(clouds: Any, numbers: Any, storage: Storage, independent_self: bool) -> Any:
     epsilon, step_sizes, threshold, max_iterations = numbers
     limits = Limits(threshold, max_iterations, storage)
 
@@ -93,6 +96,6 @@ def _simulate(clouds: Any, numbers: Any, storage: str, independent_self: bool) -
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def _spread(clouds: Any, numbers: Any, storage: str, independent_self: bool) -> Any:
+def _spread(clouds: Any, numbers: Any, storage: Storage, independent_self: bool) -> Any:
     own = functools.partial(_simulate, storage=storage, independent_self=independent_self)
     return parallel.spread(own, clouds, numbers)

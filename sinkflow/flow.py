@@ -12,7 +12,7 @@ import numpy as np
 from sinkflow.ot import _inputs, _loops
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot.divergence import VelocityInfo, sinkhorn_velocity
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike, widened
 
@@ -214,7 +214,7 @@ def _run(
     step_sizes: Float[Array, "steps"],
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
     independent_self: bool,
 ) -> tuple[FlowState, Trajectory, FlowInfo]:
     limits = Limits(threshold, max_iterations, storage)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkflow.ot.barycentric import draw_partners
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.solver import sinkhorn
 from sinkflow.types import Array, Bool, Float, Int, PRNGKey, ScalarLike, check_shape, widened
 
@@ -95,14 +95,14 @@ def _draw(
     epsilon: ScalarLike,
     threshold: ScalarLike,
     max_iterations: ScalarLike,
-    storage: str,
+    storage: Storage,
 ) -> tuple[Int[Array, "clouds n"], Bool[Array, "clouds"]]:
     limits = Limits(threshold, max_iterations, storage)
 
     def one(cloud: tuple[PRNGKey, Array, Array]) -> tuple[Array, Array]:
         key, x, y = cloud
         out = sinkhorn(x, y, epsilon, limits=limits)
-        return draw_partners(key, x, y, out.g, epsilon), out.converged
+        return draw_partners(key, x, y, out.g, epsilon, storage=storage), out.converged
 
     together = max(1, COSTS // (x.shape[1] * y.shape[1]))
     return jax.lax.map(one, (jax.random.split(key, x.shape[0]), x, y), batch_size=together)

@@ -93,7 +93,8 @@ def build(
     """Simulates flows between fresh clouds and keeps every state and velocity.
 
     The local devices share the clouds, and so do the processes of a distributed program. The pool
-    lies on the first device, whole in every process.
+    lies on the first device, whole in every process. With the storage :class:`sinkflow.Sharded`
+    the devices share each solve instead, and the pool lies on its mesh.
 
     Args:
       key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
@@ -142,7 +143,7 @@ def build(
             f"step_sizes ends with {float(step_sizes[-1])}; geodesic time needs a full last step, 1"
         )
     parts = []
-    for indices in progress(_flows.rounds(num_clouds, clouds_per_call)):
+    for indices in progress(_flows.rounds(num_clouds, clouds_per_call, limits.storage)):
         x, y = draw_clouds(key, source, target, jnp.asarray(indices), num_particles)
         finite = all_finite(x, y)  # looked at below: asking now would wait for the device
         trajectory, info = _flows.simulate(x, y, epsilon, step_sizes, limits, independent_self)

@@ -196,6 +196,21 @@ def test_benchmarks_hold_what_their_page_claims():
         assert all(solve["converged"] and solve["marginal_error"] < 1e-3 for solve in solves)
 
 
+def test_the_plan_of_ten_million_points_follows_from_its_record():
+    """Passes as tests/ot/test_sharded.py counts them; the rate, and what it makes of more pairs."""
+    found, text = record("scale-1000000-2"), (ROOT / "docs/guide/devices.md").read_text()
+    between, itself = (
+        found[f"cloud to {which}"]["num_iterations"] for which in ("target", "itself")
+    )
+    passes = [2 * between + 3, itself + 4]
+    assert f"{between} and {itself} iterations: {passes[0]} + {passes[1]} = {sum(passes)}" in text
+    rate = sum(passes) * found["config"]["num_particles"] ** 2 / found["seconds"]
+    assert f"{found['seconds']:.1f} s" in text and f"{rate / 1e11:.1f}·10¹¹ exponentials" in text
+    a_pass = 1e14 / 8 / rate
+    assert f"takes {a_pass:.0f} s" in text and f"{sum(passes) * a_pass / 60:.0f} minutes" in text
+    assert 2.4 < 8 * sum(passes) * a_pass / 3600 < 2.6
+
+
 def test_the_unet_holds_what_its_page_claims():
     rows = record("bench-unet-h200")["rows"]
     steps = {(r["peer"], r["batch"]): r for r in rows if "seconds" in r}

@@ -250,104 +250,106 @@ def by_class(config: GeneratorConfig, loss: Callable) -> Callable:
 def make_step(config: GeneratorConfig, net: nets.Network, epsilons, temperature: float) -> Callable:
     """One optimiser step, ``step(state, real, key, axis_name) -> (state, seen)``.
 
-    ``seen`` is loss, norm of the gradient, certificates of each cloud and largest epsilon.
-    Everything that the step draws follows from its key, whatever the number of devices.
+    ``seen`` is loss, norm of the gradient, certificates and largest epsilon. Everything that the
+    step draws follows from its key, whatever the number of devices.
     """
-    gradient_of, targets_of = make_losses(config, net, temperature)
+    gradient_of = make_gradient(config, net, temperature)
+    targets_of = make_targets(config, net, temperature)
     optimizer, decay = make_optimizer(config), ema_decay(config)
     labels = labels_of(config, config.n)
-
-    def loss_to(params, z, targets):
-        return 0.5 * jnp.mean((net.apply_fn(params, z, labels) - targets) ** 2)
-
-    def update(parts, gradient):
-        params, average, opt_state = parts
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return params, optax.incremental_update(params, average, 1 - decay), opt_state
 
     def step(state, real, key, *, axis_name=None):
         passed = state.step / config.train_steps
         now = epsilons * config.epsilon_start ** jnp.maximum(0.0, 1 - 2 * passed)
+        parts = state.params, state.ema_params, state.opt_state
         keys = jax.random.split(key, config.clouds) if config.clouds > 1 else key[None]
         keys = train.own_part(keys, axis_name)
-        parts = state.params, state.ema_params, state.opt_state
+
+        def of_each(function):
+            """``function`` of each cloud's key, its results along a first axis."""
+            one = functools.partial(function, state.params, real, now)
+            if len(keys) > 1:
+                return jax.lax.map(one, keys)
+            return jax.tree.map(lambda leaf: leaf[None], one(keys[0]))
+
+        def update(parts, gradient):
+            params, average, opt_state = parts
+            gradient = mean_over(gradient, axis_name)
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            average = optax.incremental_update(params, average, 1 - decay)
+            return (params, average, opt_state), optax.tree.norm(gradient)
+
         if config.inner_steps == 1:
-            one = lambda key: gradient_of(state.params, real, key, now)
-            gradients, (values, seen) = each(one, keys)
-            gradient = mean_over(gradients, axis_name)
-            parts, norm = update(parts, gradient), optax.tree.norm(gradient)
+            gradients, (values, seen) = of_each(gradient_of)
+            parts, norm = update(parts, jnp.mean(gradients, axis=0))
         else:
-            aim = lambda key: targets_of(state.params, real, key, now)
-            clouds, values, seen = each(aim, keys)
+            (z, targets), (values, seen) = of_each(targets_of)
 
-            def follow(parts, _):
-                gradients = each(lambda cloud: jax.grad(loss_to)(parts[0], *cloud), clouds)
-                gradient = mean_over(gradients, axis_name)
-                return update(parts, gradient), optax.tree.norm(gradient)
+            def distance(params):
+                x = jax.vmap(lambda z: net.apply_fn(params, z, labels))(z)
+                return 0.5 * jnp.mean((x - targets) ** 2)
 
+            follow = lambda parts, _: update(parts, jax.grad(distance)(parts[0]))
             parts, norms = jax.lax.scan(follow, parts, length=config.inner_steps)
             norm = jnp.mean(norms)
-        state = train.TrainState(state.step + 1, *parts)
-        return state, (mean_over(values, axis_name), norm, seen, jnp.max(now))
+        value = mean_over(jnp.mean(values), axis_name)
+        return train.TrainState(state.step + 1, *parts), (value, norm, seen, jnp.max(now))
 
     return step
 
 
-def make_losses(
-    config: GeneratorConfig, net: nets.Network, temperature: float
-) -> tuple[Callable, Callable]:
-    """Two functions of ``(params, real, key, epsilons)``, which draw clouds and solve for plans.
+def mean_over(tree, axis_name: str | None):
+    """The mean over devices, where there is an axis of them."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    The first gives ``(gradient, (loss, certificate))``, the second ``((z, targets), loss,
-    certificate)``, where targets are the places that samples go to.
-    """
+
+def make_gradient(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
+    """``(params, real, epsilons, key) -> (gradient, (loss, certificate))`` of one cloud each."""
     loss_of = by_class(config, objective(config))
-    second = config.has_self_term() and config.self_cloud == "second"
-    own = labels_of(config, config.n), labels_of(config, config.k)
 
-    def drawn(real, key):
-        keys = jax.random.split(key, 4)
-        y = draw_real(config, real, keys[0], config.m)
-        z = [latent(config, k, len(c)) for k, c in zip(keys[1:3], own, strict=True)]
-        return y, z, keys[3]
-
-    def samples(params, z):
-        x = net.apply_fn(params, z[0], own[0])
-        return x, net.apply_fn(params, z[1], own[1]) if second else x
-
-    def gradient_of(params, real, key, epsilons):
-        y, z, key_loss = drawn(real, key)
+    def gradient_of(params, real, epsilons, key):
+        z, z_other, y, key = draw_clouds(config, real, key)
 
         def loss_fn(params):
-            x, other = samples(params, z)
-            value, seen = loss_of(x, other, y, key_loss, list(epsilons), temperature)
+            x, other = generated(config, net, params, z, z_other)
+            value, seen = loss_of(x, other, y, key, list(epsilons), temperature)
             return value / x.shape[1], (value, seen)  # of a coordinate: clip does not depend on d
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
-    def targets_of(params, real, key, epsilons):
-        y, z, key_loss = drawn(real, key)
-        loss = lambda x, other: loss_of(x, other, y, key_loss, list(epsilons), temperature)
-        x, other = samples(params, z)
-        (value, seen), slope = jax.value_and_grad(loss, has_aux=True)(x, other)
-        return (z[0], x - len(x) * slope), value, seen  # x + v: the loss is half the mean of |v|^2
-
-    return gradient_of, targets_of
+    return gradient_of
 
 
-def each(function: Callable, clouds: Any) -> Any:
-    """``function`` of every cloud, one after the other; results have an axis of clouds."""
-    if len(jax.tree.leaves(clouds)[0]) > 1:
-        return jax.lax.map(function, clouds)
-    only = function(jax.tree.map(lambda leaf: leaf[0], clouds))
-    return jax.tree.map(lambda leaf: leaf[None], only)
+def make_targets(config: GeneratorConfig, net: nets.Network, temperature: float) -> Callable:
+    """``(params, real, epsilons, key) -> ((z, x + v), (loss, certificate))`` of one cloud each."""
+    loss_of = by_class(config, objective(config))
+
+    def targets_of(params, real, epsilons, key):
+        z, z_other, y, key = draw_clouds(config, real, key)
+        x, other = generated(config, net, params, z, z_other)
+        loss = lambda x: loss_of(x, other, y, key, list(epsilons), temperature)
+        told, slope = jax.value_and_grad(loss, has_aux=True)(x)
+        return (z, x - len(x) * slope), told  # the loss is half the mean of |v|^2
+
+    return targets_of
 
 
-def mean_over(values: Any, axis_name: str | None) -> Any:
-    """The mean over a device's clouds, and over devices where there is an axis of them."""
-    own = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
-    return own if axis_name is None else jax.lax.pmean(own, axis_name)
+def draw_clouds(config: GeneratorConfig, real: Real | None, key) -> tuple:
+    """Latent points of a cloud and of the self term's, real samples, and a key of the objective."""
+    keys = jax.random.split(key, 4)
+    y = draw_real(config, real, keys[0], config.m)
+    counts = (len(labels_of(config, count)) for count in (config.n, config.k))
+    z, z_other = (latent(config, k, n) for k, n in zip(keys[1:3], counts, strict=True))
+    return z, z_other, y, keys[3]
+
+
+def generated(config: GeneratorConfig, net: nets.Network, params, z, z_other) -> tuple:
+    """Samples, and what the self term compares them with."""
+    x = net.apply_fn(params, z, labels_of(config, config.n))
+    if config.has_self_term() and config.self_cloud == "second":
+        return x, net.apply_fn(params, z_other, labels_of(config, config.k))
+    return x, x
 
 
 def summary(seen, axis_name: str | None = None) -> Info:

@@ -3,7 +3,7 @@
 from sinkflow.ot.barycentric import barycentric_map, draw_partners
 from sinkflow.ot.costs import squared_euclidean
 from sinkflow.ot.divergence import VelocityInfo, sinkhorn_divergence, sinkhorn_velocity
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Sharded
 from sinkflow.ot.matrix import sinkhorn_matrix
 from sinkflow.ot.offdiagonal import sinkhorn_offdiagonal
 from sinkflow.ot.output import SinkhornOutput
@@ -13,6 +13,7 @@ from sinkflow.ot.solver import sinkhorn, sinkhorn_self
 
 __all__ = [
     "Limits",
+    "Sharded",
     "SinkhornOutput",
     "VelocityInfo",
     "barycentric_map",

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _kernel, _loops
+from sinkflow.ot import _centred, _cost, _kernel, _loops
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float, Int, Scalar, ScalarLike
@@ -14,7 +14,7 @@ RESOLVED = 1e-2
 
 
 def certify(
-    cost: _kernel.Costs,
+    cost: _cost.Costs,
     f: VectorN,
     g: VectorM,
     epsilon: Scalar,
@@ -70,7 +70,7 @@ def rounding(terms: Scalar, epsilon: Scalar) -> Scalar:
 
 
 def _value(
-    cost: _kernel.Costs,
+    cost: _cost.Costs,
     f: VectorN,
     g: VectorM,
     epsilon: Scalar,
@@ -87,9 +87,7 @@ def _value(
     """
     mean = cost.mean(a, b)
 
-    def gap_of(
-        cost: _kernel.Costs, f: Array, g: Array, epsilon: Array, a: Array, b: Array
-    ) -> Array:
+    def gap_of(cost: _cost.Costs, f: Array, g: Array, epsilon: Array, a: Array, b: Array) -> Array:
         def row_fn(row: Array, f_i: Array) -> Array:
             exponent = _kernel.log_density(row, f_i, g, epsilon)
             return jnp.sum(b * (jnp.expm1(exponent) - exponent))

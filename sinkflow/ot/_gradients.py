@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _kernel, _loops
+from sinkflow.ot import _cost, _kernel, _loops
 from sinkflow.ot._shapes import Pair, VectorM, VectorN
+from sinkflow.ot.limits import Storage
 from sinkflow.types import Array, Float, Scalar
 
 GRADIENTS = ("envelope", "implicit", "unrolled")
@@ -29,7 +30,13 @@ class Problem(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
 def dual_value(
-    value: Scalar, f: VectorN, g: VectorM, problem: Problem, gradient: str, same: bool, storage: str
+    value: Scalar,
+    f: VectorN,
+    g: VectorM,
+    problem: Problem,
+    gradient: str,
+    same: bool,
+    storage: Storage,
 ) -> Scalar:
     r"""``value``, the dual objective at (f, g), with its derivatives.
 
@@ -55,7 +62,7 @@ def dual_value(
 def _dual_value_jvp(
     gradient: str,
     same: bool,
-    storage: str,
+    storage: Storage,
     primals: tuple[Scalar, Array, Array, Problem],
     tangents: tuple[Scalar, Array, Array, Problem],
 ) -> tuple[Scalar, Scalar]:
@@ -64,7 +71,7 @@ def _dual_value_jvp(
     if gradient != "unrolled":  # as they are, and for the next derivative as the problem moves them
         f, g = moving(f, g, problem, same, storage)
     x, y, epsilon, a, b = problem
-    cost = _kernel.Cost(x, y, None)
+    cost = _kernel.recomputed(x, y, storage)
 
     def moments(points: Array, weights: Array, other: Array) -> Callable:
         def row_fn(row: Array, f_i: Array) -> tuple[Array, Array, Array]:
@@ -78,7 +85,11 @@ def _dual_value_jvp(
         return row_fn
 
     excess, means, information = _kernel.map_rows(moments(y, b, g), cost, f)
-    column_excess, column_means, _ = _kernel.map_rows(moments(x, a, f), cost.transposed, g)
+
+    def column_fn(cost: _cost.Cost, x: Array, a: Array, f: Array) -> tuple[Array, ...]:
+        return _kernel.map_rows(moments(x, a, f), cost.transposed, g)
+
+    column_excess, column_means, _ = _kernel.over_columns(column_fn, cost, x, a, f)
     dot = (
         jnp.sum((a[:, None] * ((1 + excess)[:, None] * x - means)) * x_dot)
         + jnp.sum((b[:, None] * ((1 + column_excess)[:, None] * y - column_means)) * y_dot)
@@ -91,7 +102,7 @@ def _dual_value_jvp(
     return value, dot
 
 
-def moving(f: VectorN, g: VectorM, problem: Problem, same: bool, storage: str) -> Pair:
+def moving(f: VectorN, g: VectorM, problem: Problem, same: bool, storage: Storage) -> Pair:
     """Potentials of a solve with their implicit derivatives; ``same`` is a cloud and itself."""
     # The linear solve of the derivative wants all it closes over to vary over the same mapped axes.
     f, g, problem = _loops.varying_with((f, g, problem), f, g, problem)
@@ -102,7 +113,7 @@ def moving(f: VectorN, g: VectorM, problem: Problem, same: bool, storage: str) -
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def potentials(solution: Pair, problem: Problem, storage: str) -> Pair:
+def potentials(solution: Pair, problem: Problem, storage: Storage) -> Pair:
     r"""``solution`` = (f, g), with the derivative of the fixed point that it is (implicit).
 
     From f = softmin(C - g) and g = softmin(C^T - f): with the direct derivatives f', g' of
@@ -121,7 +132,7 @@ def potentials(solution: Pair, problem: Problem, storage: str) -> Pair:
 
 @potentials.defjvp
 def _potentials_jvp(
-    storage: str,
+    storage: Storage,
     primals: tuple[Pair, Problem],
     tangents: tuple[Pair, Problem],
 ) -> tuple[Pair, Pair]:
@@ -133,7 +144,7 @@ def _potentials_jvp(
         x, y, epsilon, a, b = problem
         cost = _kernel.make_cost(x, y, storage)
         new_f = _kernel.softmin(cost, g, epsilon, b)
-        return new_f, _kernel.softmin(cost.transposed, f, epsilon, a)
+        return new_f, _kernel.column_softmin(cost, f, epsilon, a)
 
     _, (f_direct, g_direct) = jax.jvp(updates, (problem,), (problem_dot,))
     x, y, epsilon, a, b = problem
@@ -161,7 +172,7 @@ def _potentials_jvp(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def self_potential(solution: VectorN, problem: Problem, storage: str) -> VectorN:
+def self_potential(solution: VectorN, problem: Problem, storage: Storage) -> VectorN:
     r"""The same for the one potential of a cloud and itself: :math:`(I + P)\dot f = f'`.
 
     Well conditioned at any epsilon, also where P is the identity.
@@ -172,7 +183,7 @@ def self_potential(solution: VectorN, problem: Problem, storage: str) -> VectorN
 
 @self_potential.defjvp
 def _self_potential_jvp(
-    storage: str, primals: tuple[Array, Problem], tangents: tuple[Array, Problem]
+    storage: Storage, primals: tuple[Array, Problem], tangents: tuple[Array, Problem]
 ) -> tuple[Array, Array]:
     solution, problem = primals
     _, problem_dot = tangents
@@ -210,7 +221,7 @@ def solve_symmetric(matvec: _kernel.Product, wanted: VectorN, masses: VectorN) -
 
 
 def unrolled(
-    cost: _kernel.Costs, epsilon: Scalar, a: VectorN, b: VectorM, num_iterations: int
+    cost: _cost.Costs, epsilon: Scalar, a: VectorN, b: VectorM, num_iterations: int
 ) -> Pair:
     """Potentials after plain alternating updates from g = 0, each of them differentiated.
 
@@ -220,14 +231,14 @@ def unrolled(
     @jax.checkpoint
     def iteration(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         f = _kernel.softmin(cost, carry[1], epsilon, b)
-        return (f, _kernel.softmin(cost.transposed, f, epsilon, a)), None
+        return (f, _kernel.column_softmin(cost, f, epsilon, a)), None
 
     start = _loops.varying_with((jnp.zeros_like(a), jnp.zeros_like(b)), (cost, epsilon, a, b))
     return jax.lax.scan(iteration, start, length=num_iterations)[0]
 
 
 def unrolled_self(
-    problem: Problem, num_iterations: int, relaxation: float, storage: str
+    problem: Problem, num_iterations: int, relaxation: float, storage: Storage
 ) -> tuple[VectorN, VectorN]:
     """The same for a cloud and itself, by the damped update of its one potential."""
     x, _, epsilon, a, _ = problem

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.ot.limits import STORAGES, Limits
+from sinkflow.ot.limits import STORAGES, Limits, Sharded, Storage
 from sinkflow.types import Array, Bool, Float, Scalar, widened
 
 WEIGHTS_TOLERANCE = 1e-3  # by how much a sum of weights may miss 1; it is divided by
@@ -45,10 +45,19 @@ def check_limits(limits: Limits, dtype: Any) -> Limits:
     return Limits(as_scalar("threshold", threshold, dtype), jnp.asarray(cap), storage)
 
 
-def check_storage(storage: str) -> None:
+def check_storage(storage: Storage) -> None:
     """Raises ValueError for an unknown storage."""
-    if storage not in STORAGES:
+    if not isinstance(storage, Sharded) and storage not in STORAGES:
         raise ValueError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGES)}")
+
+
+def check_one_device(limits: Limits) -> None:
+    """Raises ValueError for a storage that is spread over devices."""
+    if isinstance(limits.storage, Sharded):
+        raise ValueError(
+            f"storage is {limits.storage!r}; this solver works on one device: give it "
+            f"{limits.storage.storage!r}"
+        )
 
 
 def as_float(name: str, value: Any) -> Array:

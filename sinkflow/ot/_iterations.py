@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _inputs, _kernel, _loops
+from sinkflow.ot import _centred, _cost, _inputs, _kernel, _loops
 from sinkflow.ot._certificate import certify, rounding
 from sinkflow.ot._shapes import CloudN, VectorM, VectorN
 from sinkflow.ot.output import SinkhornOutput
@@ -53,7 +53,7 @@ class _Scaling(NamedTuple):
 class _Fixed(NamedTuple):
     """What a solve does not change; epsilon is the final one, goal the error to stop at."""
 
-    cost: _kernel.Costs
+    cost: _cost.Costs
     epsilon: Scalar
     a: Float[Array, "n"]
     b: Float[Array, "m"]
@@ -63,7 +63,7 @@ class _Fixed(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="storage")
 def sinkhorn(
-    cost: _kernel.Costs,
+    cost: _cost.Costs,
     epsilon: Scalar,
     a: VectorN,
     b: VectorM,
@@ -99,7 +99,7 @@ def sinkhorn(
 
 @functools.partial(jax.jit, static_argnames="storage")
 def sinkhorn_self(
-    cost: _kernel.Cost,
+    cost: _cost.Cost,
     epsilon: Scalar,
     a: VectorN,
     f_init: VectorN | None,
@@ -155,7 +155,7 @@ def _anneal(storage: str, problem: _Fixed, state: _Scaling) -> _Scaling:
     state, _ = _scale(storage, problem, state, ANNEALING_ROUND)
     v, _ = _rescale(jnp.ones_like(state.g), state.column_sums, 1.0)
     f, g = state.f, state.g + state.epsilon * jnp.log(v)
-    if isinstance(problem.cost, _kernel.MatrixCost):
+    if isinstance(problem.cost, _cost.MatrixCost):
         # A few costs may be far above the others. The constant that potentials are free of would
         # be of their size after annealing from there, and take the digits of the rest.
         shift = 0.5 * (_centred.mean(problem.a, f) - _centred.mean(problem.b, g))
@@ -230,7 +230,7 @@ def _choose(condition: Bool[Array, ""], one: _Scaling, other: _Scaling) -> _Scal
 
 
 def _goal(
-    threshold: Scalar, storage: str, cost: _kernel.Costs, epsilon: Scalar, a: VectorN, b: VectorM
+    threshold: Scalar, storage: str, cost: _cost.Costs, epsilon: Scalar, a: VectorN, b: VectorM
 ) -> Scalar:
     """The error to iterate to: less than wanted, for rounding hides some of it."""
     hidden = rounding(cost.mean(a, b), epsilon)

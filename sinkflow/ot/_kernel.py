@@ -4,17 +4,19 @@ Every quantity of a solve is a sum over one row (or column) of costs. How those 
 decided here, so that the solver, the barycentric map and the gradients read the same at any size.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred
+from sinkflow.ot import _centred, _cost, _rows
 from sinkflow.ot._inputs import check_storage
 from sinkflow.ot._shapes import VectorM, VectorN
+from sinkflow.ot.limits import Sharded, Storage
 from sinkflow.types import Array, Float, Scalar, ScalarLike
 
 CHUNK = 2**28  # costs alive at a time where they are recomputed: 1 GiB in float32
@@ -28,85 +30,7 @@ MAX_HALF_EXPONENT = 11.0
 Product = Callable[[Array], Array]  # of a matrix with vectors
 
 
-class Cost(NamedTuple):
-    """Clouds around the origin and, unless its rows are recomputed, their costs [length^2]."""
-
-    x: Float[Array, "n d"]
-    y: Float[Array, "m d"]
-    matrix: Float[Array, "n m"] | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.x.shape[0], self.y.shape[0]
-
-    @property
-    def transposed(self) -> "Cost":
-        return Cost(self.y, self.x, None if self.matrix is None else self.matrix.T)
-
-    def mean(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean cost under a x b [length^2]."""
-        return _centred.mean_of_centred(self.x, self.y, a, b)
-
-    def rounded(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean size [length^2] of the terms that a cost is computed from, which rounds it."""
-        return self.mean(a, b)
-
-    def bound(self, a: VectorN, b: VectorM) -> Scalar:
-        """At least the largest cost, without a pass over the cost matrix: where annealing starts.
-
-        NaN where a point of the clouds is; points without mass count for nothing else.
-        """
-        radii = []
-        for cloud, weights in ((self.x, a), (self.y, b)):
-            squares = jnp.sum(cloud**2, axis=1)
-            counted = jnp.where((weights > 0) | jnp.isnan(squares), squares, 0)
-            radii.append(jnp.sqrt(jnp.max(counted)))
-        return 0.5 * (radii[0] + radii[1]) ** 2
-
-    def diagonal(self) -> Array:
-        """The costs of x_i and y_i."""
-        k = min(self.shape)
-        return 0.5 * jnp.sum((self.x[:k] - self.y[:k]) ** 2, axis=1)
-
-
-class MatrixCost(NamedTuple):
-    """Costs that are given [units of the cost], none negative where there is mass."""
-
-    matrix: Float[Array, "n m"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        n, m = self.matrix.shape
-        return n, m
-
-    @property
-    def transposed(self) -> "MatrixCost":
-        return MatrixCost(self.matrix.T)
-
-    def mean(self, a: VectorN, b: VectorM) -> Scalar:
-        """Mean cost under a x b."""
-        counted = jnp.where(b[None, :] > 0, b[None, :] * self.matrix, 0)
-        return _centred.mean(a, jnp.sum(counted, axis=1))
-
-    def rounded(self, a: VectorN, b: VectorM) -> Scalar:
-        """Nothing: the costs are exact as they are given."""
-        return jnp.zeros((), self.matrix.dtype)
-
-    def bound(self, a: VectorN, b: VectorM) -> Scalar:
-        """The largest cost between points of mass; NaN where any cost is not finite."""
-        massive = (a > 0)[:, None] & (b > 0)[None, :]
-        largest = jnp.max(jnp.where(massive, self.matrix, 0))
-        return jnp.where(jnp.all(jnp.isfinite(self.matrix)), largest, jnp.nan)
-
-    def diagonal(self) -> Array:
-        """The costs of equal row and column."""
-        return jnp.diagonal(self.matrix)
-
-
-Costs = Cost | MatrixCost
-
-
-def storage_for(storage: str, x: Any, y: Any) -> str:
+def storage_for(storage: Storage, x: Any, y: Any) -> Storage:
     """What to keep for two clouds (or their shapes); anything but "auto" is kept as it is.
 
     "full" keeps costs and densities, "half" costs and densities in float16, "chunks"
@@ -116,12 +40,25 @@ def storage_for(storage: str, x: Any, y: Any) -> str:
       ValueError: unknown storage.
     """
     check_storage(storage)
-    if storage != "auto":
+    if kept(storage) != "auto":
         return storage
     memory = MEMORY_SHARE * _device_memory()
     n, m, itemsize = x.shape[0], y.shape[0], x.dtype.itemsize
+    if isinstance(storage, Sharded):
+        n = -(-n // storage.mesh.size)
     sizes = {"full": 2 * itemsize * n * m, "half": (itemsize + 2) * n * m}
-    return next((name for name, size in sizes.items() if size <= memory), "chunks")
+    fitting = next((name for name, size in sizes.items() if size <= memory), "chunks")
+    return _kept_as(storage, fitting)
+
+
+def kept(storage: Storage) -> str:
+    """What a device keeps: one of the storages that have a name."""
+    return storage.storage if isinstance(storage, Sharded) else storage
+
+
+def _kept_as(storage: Storage, name: str) -> Storage:
+    """``storage`` on the same devices, each of which keeps ``name``."""
+    return dataclasses.replace(storage, storage=name) if isinstance(storage, Sharded) else name
 
 
 def _device_memory() -> int:
@@ -129,24 +66,56 @@ def _device_memory() -> int:
     return statistics.get("bytes_limit", CPU_MEMORY)
 
 
+def recomputed(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> _cost.Cost:
+    """The cost without its matrix, on the devices of ``storage``."""
+    return _cost.Cost(x, y, None, storage if isinstance(storage, Sharded) else None)
+
+
 @functools.partial(jax.jit, static_argnames="storage")
-def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: str) -> Cost:
+def make_cost(x: Float[Array, "n d"], y: Float[Array, "m d"], storage: Storage) -> _cost.Cost:
     """The half squared Euclidean cost, as a matrix unless ``storage`` is "chunks"."""
-    empty = Cost(x, y, None)
-    if storage == "chunks":
+    empty = recomputed(x, y, storage)
+    if kept(storage) == "chunks":
         return empty
+    if isinstance(storage, Sharded):
+        kind = storage.storage
+        matrix = _rows.spread(storage, lambda x: make_cost(x, y, kind).matrix, x)
+        return empty._replace(matrix=matrix)
     if x.shape[0] * y.shape[0] <= CHUNK:
         # Behind a barrier: recomputed inside the sums that use it, it made XLA compile for minutes.
-        return Cost(x, y, jax.lax.optimization_barrier(_centred.between_centred(x, y)))
+        return _cost.Cost(x, y, jax.lax.optimization_barrier(_centred.between_centred(x, y)))
     # In pieces: in one, expanding the square would need the matrix twice.
-    return Cost(x, y, map_rows(lambda row: row, empty))
+    return _cost.Cost(x, y, map_rows(lambda row: row, empty))
 
 
-def map_rows(row_fn: Callable, cost: Costs, *leaves: Array) -> Any:
+def map_rows(row_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
     """``row_fn(costs of x_i [m], leaf_i, ...)`` for every i, stacked; a few rows at a time."""
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
+        return _map_rows(row_fn, cost, *leaves)
+
+    def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
+        return _map_rows(row_fn, _cost.Cost(x, cost.y, matrix), *leaves)
+
+    out = _rows.spread(cost.devices, own, cost.x, cost.matrix, *leaves)
+    return jax.tree.map(lambda leaf: leaf[: cost.shape[0]], out)
+
+
+def over_columns(column_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
+    """``column_fn(cost, *leaves)``, sums over rows; with devices the sum of each one's share."""
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
+        return column_fn(cost, *leaves)
+
+    def own(x: Array, matrix: Array | None, *leaves: Array) -> Any:
+        return column_fn(_cost.Cost(x, cost.y, matrix), *leaves)
+
+    return _rows.summed(cost.devices, own, cost.x, cost.matrix, *leaves)
+
+
+def _map_rows(row_fn: Callable, cost: _cost.Costs, *leaves: Array) -> Any:
+    """:func:`map_rows` on one device."""
     n, m = cost.shape
     batch_size = max(1, CHUNK // m)
-    if isinstance(cost, MatrixCost) or cost.matrix is not None:
+    if isinstance(cost, _cost.MatrixCost) or cost.matrix is not None:
         if n * m <= CHUNK:
             return jax.vmap(row_fn)(cost.matrix, *leaves)
         return jax.lax.map(
@@ -169,17 +138,21 @@ def log_density(row: Array, f_i: Array, g: Array, epsilon: ScalarLike) -> Array:
 
 
 def column_sums(
-    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, weights: VectorN
+    cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, weights: VectorN
 ) -> VectorM:
     """sum_i w_i exp((f_i + g_j - C_ij) / epsilon) for every j."""
-    if cost.matrix is None or cost.matrix.size > CHUNK:
-        return _recomputed(cost.transposed, g, f, epsilon)(weights)
-    # Along the columns as they lie: transposing the costs takes longer than the sums.
-    exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
-    return _matvec(weights, jnp.exp(exponent))
+
+    def sums(cost: _cost.Costs, f: Array, weights: Array) -> Array:
+        if cost.matrix is None or cost.matrix.size > CHUNK:
+            return _recomputed(cost.transposed, g, f, epsilon)(weights)
+        # Along the columns as they lie: transposing the costs takes longer than the sums.
+        exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
+        return _matvec(weights, jnp.exp(exponent))
+
+    return over_columns(sums, cost, f, weights)
 
 
-def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> VectorN:
+def softmin(cost: _cost.Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> VectorN:
     """-epsilon log sum_j w_j exp((g_j - C_ij) / epsilon) for every x_i [length^2]."""
 
     def row_fn(row: Array) -> Array:
@@ -188,24 +161,69 @@ def softmin(cost: Costs, g: VectorM, epsilon: Scalar, weights: VectorM) -> Vecto
     return map_rows(row_fn, cost)
 
 
+def column_softmin(cost: _cost.Costs, f: VectorN, epsilon: Scalar, weights: VectorN) -> VectorM:
+    """-epsilon log sum_i w_i exp((f_i - C_ij) / epsilon) for every y_j [length^2]."""
+    if isinstance(cost, _cost.MatrixCost) or cost.devices is None:
+        return softmin(cost.transposed, f, epsilon, weights)
+    axis = _rows.axis_of(cost.devices)
+
+    def own(x: Array, matrix: Array | None, f: Array, weights: Array) -> Array:
+        columns = _cost.Cost(x, cost.y, matrix).transposed
+
+        def exponents(column: Array) -> Array:
+            return jnp.where(weights > 0, (f - column) / epsilon, -jnp.inf)
+
+        # One exponent for all devices, or a column that is far from a device's rows would
+        # underflow there; it cancels, and so do its derivatives.
+        largest = map_rows(lambda column: jnp.max(exponents(column)), columns)
+        largest = jax.lax.pmax(jax.lax.stop_gradient(largest), axis)
+
+        def column_fn(column: Array, largest: Array) -> Array:
+            return jnp.sum(weights * jnp.exp(exponents(column) - largest))
+
+        sums = jax.lax.psum(map_rows(column_fn, columns, largest), axis)
+        return -epsilon * (largest + jnp.log(sums))
+
+    return _rows.reduced(cost.devices, own, cost.x, cost.matrix, f, weights)
+
+
 def density(
-    cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: str
+    cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike, storage: Storage
 ) -> tuple[Product, Product]:
     """Products D w and D^T w with the plan's density D_ij = exp((f_i + g_j - C_ij) / epsilon)."""
     if cost.matrix is None:
-        return _recomputed(cost, f, g, epsilon), _recomputed(cost.transposed, g, f, epsilon)
-    exponent = (f[:, None] + g[None, :] - cost.matrix) * (1 / epsilon)
-    if storage == "full":
-        matrix = jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
-        return lambda w: _matvec(matrix, w), lambda w: _matvec(w, matrix)
-    shift = _half_shift(*exponent.shape)
-    half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
-    half = jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
+        return _recomputed(cost, f, g, epsilon), functools.partial(column_sums, cost, f, g, epsilon)
+    (n, m), devices = cost.shape, cost.devices
+    full = kept(storage) == "full"
+    shift = 0.0 if full else _half_shift(n, m)
+
+    def stored(costs: Array, f: Array) -> Array:
+        exponent = (f[:, None] + g[None, :] - costs) * (1 / epsilon)
+        if full:
+            return jax.lax.optimization_barrier(jnp.exp(jnp.minimum(exponent, MAX_EXPONENT)))
+        half = jnp.exp(jnp.minimum(exponent - shift, MAX_HALF_EXPONENT)).astype(jnp.float16)
+        return jax.lax.optimization_barrier(half)  # or XLA skips the rounding, and the saving
+
+    matrix = _rows.spread(devices, stored, cost.matrix, f)
     unit = jnp.exp(jnp.asarray(shift, f.dtype))
-    return (
-        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[None, :], axis=1),
-        lambda w: unit * jnp.sum(half.astype(w.dtype) * w[:, None], axis=0),
-    )
+
+    def rows(w: Array) -> Array:
+        def own(matrix: Array) -> Array:
+            if full:
+                return _matvec(matrix, w)
+            return unit * jnp.sum(matrix.astype(w.dtype) * w[None, :], axis=1)
+
+        return _rows.spread(devices, own, matrix)[:n]
+
+    def columns(w: Array) -> Array:
+        def own(matrix: Array, w: Array) -> Array:
+            if full:
+                return _matvec(w, matrix)
+            return unit * jnp.sum(matrix.astype(w.dtype) * w[:, None], axis=0)
+
+        return _rows.summed(devices, own, matrix, w)
+
+    return rows, columns
 
 
 def _half_shift(n: int, m: int) -> float:
@@ -222,7 +240,7 @@ def half_range(n: int, m: int) -> tuple[float, float]:
     return MAX_HALF_EXPONENT + _half_shift(n, m) - math.log(max(n, m)) - 0.5, 6.0
 
 
-def _recomputed(cost: Costs, f: VectorN, g: VectorM, epsilon: ScalarLike) -> Product:
+def _recomputed(cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike) -> Product:
     def product(w: Array) -> Array:
         def row_fn(row: Array, f_i: Array) -> Array:
             return jnp.sum(w * jnp.exp(log_density(row, f_i, g, epsilon)))

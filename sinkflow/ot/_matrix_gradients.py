@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _gradients, _kernel, _loops
+from sinkflow.ot import _cost, _gradients, _kernel, _loops
 from sinkflow.ot._shapes import Pair, VectorM, VectorN
 from sinkflow.types import Array, Float, Scalar
 
@@ -78,7 +78,7 @@ def moving(solution: Pair, problem: MatrixProblem) -> Pair:
 def updates(f: VectorN, g: VectorM, problem: MatrixProblem) -> Pair:
     """The potentials that (g, f) ask for."""
     cost, epsilon, a, b, _ = problem
-    kernel = _kernel.MatrixCost(cost)
+    kernel = _cost.MatrixCost(cost)
     new_f = _kernel.softmin(kernel, g, epsilon, b)
     return problem.kept * new_f, problem.kept * _kernel.softmin(kernel.transposed, f, epsilon, a)
 
@@ -99,7 +99,7 @@ def _moving_jvp(
     at_fixed = lambda problem: updates(f, g, problem)
     _, (f_direct, g_direct) = jax.jvp(at_fixed, (problem,), tangents[1:])
     cost, epsilon, a, b, penalty = problem
-    rows, columns = _kernel.density(_kernel.MatrixCost(cost), f, g, epsilon, "full")
+    rows, columns = _kernel.density(_cost.MatrixCost(cost), f, g, epsilon, "full")
     row_sums, column_sums = rows(b), columns(a)
     masses = b * column_sums
 

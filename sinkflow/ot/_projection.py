@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _kernel
+from sinkflow.ot import _cost, _kernel
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.types import Array, Float, Scalar
 
@@ -16,7 +16,7 @@ def projection(logits: VectorM, y: CloudM) -> tuple[Float[Array, "d"], Scalar]:
 
 @jax.jit
 def project(
-    cost: _kernel.Cost, g: VectorM, epsilon: Scalar, weights: VectorM
+    cost: _cost.Cost, g: VectorM, epsilon: Scalar, weights: VectorM
 ) -> tuple[CloudN, VectorN]:
     """Images of ``cost.x`` and their numbers of neighbours."""
 

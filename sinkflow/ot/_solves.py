@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _gradients, _iterations, _kernel
+from sinkflow.ot import _centred, _cost, _gradients, _iterations, _kernel
 from sinkflow.ot._certificate import certify, doubted
 from sinkflow.ot._shapes import VectorM, VectorN
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float
 
@@ -30,27 +30,27 @@ def as_given(
 
 def solve(
     problem: _gradients.Problem,
-    cost: _kernel.Cost,
+    cost: _cost.Cost,
     g_init: Float[Array, "m"] | None,
     limits: Limits,
     gradient: str = "envelope",
 ) -> SinkhornOutput:
     """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
-    out = _iterations.sinkhorn(*fixed, *limits)
+    out = _iterations.sinkhorn(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
     return _differentiable(out, out.f, out.g, problem, gradient, False, limits.storage)
 
 
 def solve_self(
     problem: _gradients.Problem,
-    cost: _kernel.Cost,
+    cost: _cost.Cost,
     f_init: Float[Array, "n"] | None,
     limits: Limits,
     gradient: str = "envelope",
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
-    out = _iterations.sinkhorn_self(*fixed, *limits)
+    out = _iterations.sinkhorn_self(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
     return _differentiable(out, out.f, out.f, problem, gradient, True, limits.storage)
 
 
@@ -92,7 +92,7 @@ def _differentiable(
     problem: _gradients.Problem,
     gradient: str,
     same: bool,
-    storage: str,
+    storage: Storage,
 ) -> SinkhornOutput:
     """The output with derivatives in its potentials and its value."""
     if gradient != "unrolled":

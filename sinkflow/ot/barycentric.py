@@ -1,11 +1,14 @@
 """What a plan's rows say of single points: barycentric images, and partners drawn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from sinkflow.ot import _centred, _inputs, _kernel
 from sinkflow.ot._projection import projection
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
+from sinkflow.ot.limits import Storage
 from sinkflow.types import Array, Float, Int, PRNGKey, Scalar, ScalarLike
 
 __all__ = ["barycentric_map", "draw_partners"]
@@ -17,6 +20,7 @@ def barycentric_map(
     g: Float[Array, "m"],
     epsilon: ScalarLike,
     b: Float[Array, "m"] | None = None,
+    storage: Storage = "auto",
 ) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
     r"""Barycentric projection :math:`T(x_i) = \sum_j \tilde\pi_{ij} y_j` of an entropic plan.
 
@@ -29,6 +33,8 @@ def barycentric_map(
       g: their potential [length^2], from :func:`sinkflow.sinkhorn`.
       epsilon: the regularisation ``g`` was solved with [length^2].
       b: target weights, sum 1; default uniform. Zeros are allowed.
+      storage: that of the solve. A :class:`sinkflow.Sharded` spreads the points over its devices;
+        nothing is stored whatever it says.
 
     Returns:
       The images [n, d] [length] and each point's effective number of neighbours
@@ -46,7 +52,8 @@ def barycentric_map(
       Peyre and Cuturi 2019, arXiv:1803.00567, remark 4.11.
     """
     dtype = _inputs.returned_dtype(x)
-    images, neighbours = _barycentric_map(*_plan_rows(x, y, g, epsilon, b))
+    _inputs.check_storage(storage)
+    images, neighbours = _barycentric_map(*_plan_rows(x, y, g, epsilon, b), storage)
     return images.astype(dtype), neighbours.astype(dtype)
 
 
@@ -57,6 +64,7 @@ def draw_partners(
     g: Float[Array, "m"],
     epsilon: ScalarLike,
     b: Float[Array, "m"] | None = None,
+    storage: Storage = "auto",
 ) -> Int[Array, "n"]:
     r"""For every x_i the index j of one target, drawn from its row of an entropic plan.
 
@@ -67,7 +75,8 @@ def draw_partners(
     Source:
       Minibatch couplings: Tong et al. 2024, arXiv:2302.00482, sec. 3.3.
     """
-    return _draw_partners(key, *_plan_rows(x, y, g, epsilon, b))
+    _inputs.check_storage(storage)
+    return _draw_partners(key, *_plan_rows(x, y, g, epsilon, b), storage)
 
 
 def _plan_rows(
@@ -81,9 +90,9 @@ def _plan_rows(
     return x, y, potential, epsilon, b
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="storage")
 def _barycentric_map(
-    x: CloudN, y: CloudM, g: VectorM, epsilon: Scalar, b: VectorM | None
+    x: CloudN, y: CloudM, g: VectorM, epsilon: Scalar, b: VectorM | None, storage: Storage
 ) -> tuple[CloudN, VectorN]:
     near, y, g, beyond, weights, centre = _around_targets(x, y, g, b)
     epsilon = _inputs.positive(epsilon)
@@ -91,13 +100,19 @@ def _barycentric_map(
     def row_fn(row: Array, beyond: Array) -> tuple[Array, Array]:
         return projection(_logits(row, beyond, y, g, epsilon, weights), y)
 
-    images, neighbours = _kernel.map_rows(row_fn, _kernel.Cost(near, y, None), beyond)
+    images, neighbours = _kernel.map_rows(row_fn, _kernel.recomputed(near, y, storage), beyond)
     return images + centre[1:] + centre[:1], neighbours
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="storage")
 def _draw_partners(
-    key: PRNGKey, x: CloudN, y: CloudM, g: VectorM, epsilon: Scalar, b: VectorM | None
+    key: PRNGKey,
+    x: CloudN,
+    y: CloudM,
+    g: VectorM,
+    epsilon: Scalar,
+    b: VectorM | None,
+    storage: Storage,
 ) -> Int[Array, "n"]:
     near, y, g, beyond, weights, _ = _around_targets(x, y, g, b)
     epsilon = _inputs.positive(epsilon)
@@ -106,7 +121,7 @@ def _draw_partners(
         return jax.random.categorical(key, _logits(row, beyond, y, g, epsilon, weights))
 
     keys = jax.random.split(key, x.shape[0])
-    return _kernel.map_rows(row_fn, _kernel.Cost(near, y, None), beyond, keys)
+    return _kernel.map_rows(row_fn, _kernel.recomputed(near, y, storage), beyond, keys)
 
 
 def _around_targets(

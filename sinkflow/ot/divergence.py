@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _inputs, _kernel
+from sinkflow.ot import _centred, _cost, _inputs, _kernel
 from sinkflow.ot._gradients import Problem
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._projection import project
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, as_given, iterations_to_unroll, solve, solve_self, unroll
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Bool, Float, Int, Scalar, ScalarLike
 
@@ -114,7 +114,7 @@ def _velocity(
     xx_init: Float[Array, "self"] | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
 ) -> tuple[Array, VelocityInfo]:
     a, b, epsilon = (
         _inputs.distribution(a, x),
@@ -176,7 +176,7 @@ def _self_images(
 
 
 @jax.jit
-def _self_project(cost: _kernel.Cost, f: VectorN, epsilon: Scalar, a: VectorN) -> CloudN:
+def _self_project(cost: _cost.Cost, f: VectorN, epsilon: Scalar, a: VectorN) -> CloudN:
     diagonal = a * jnp.exp(2 * f / epsilon)  # of the plan's rows, which sum to 1
     return jax.lax.cond(
         jnp.all(diagonal > 1 - OFF_DIAGONAL),
@@ -229,7 +229,7 @@ def _divergence(
     other: Float[Array, "k d"] | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
     gradient: str,
     count: int,
 ) -> tuple[Scalar, Bool[Array, ""]]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.ot import _inputs, _kernel, _matrix_gradients
+from sinkflow.ot import _cost, _inputs, _kernel, _matrix_gradients
 from sinkflow.ot._certificate import describe, doubted, marginal_error
 from sinkflow.ot._inputs import check_limits
 from sinkflow.ot._matrix_gradients import MatrixProblem
@@ -193,7 +193,7 @@ def _potentials(
         )
 
     g = jnp.where(b > 0, out.g, 0.0)  # points of no mass get theirs from the update
-    kernel = _kernel.MatrixCost(cost)
+    kernel = _cost.MatrixCost(cost)
     f = damping * _kernel.softmin(kernel, g, epsilon, b)
     g = damping * _kernel.softmin(kernel.transposed, f, epsilon, a)
     return f, g, jnp.asarray(out.n_iters)

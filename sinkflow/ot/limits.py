@@ -1,13 +1,72 @@
 """When a solve stops and what it stores: what everything that solves takes as ``limits``."""
 
+import dataclasses
 from typing import NamedTuple
+
+import jax
 
 from sinkflow.types import ScalarLike
 
-__all__ = ["STORAGES", "Limits"]
+__all__ = ["STORAGES", "Limits", "Sharded"]
 
 STORAGES = ("auto", "full", "half", "chunks")
-"""What :class:`Limits` takes as ``storage``."""
+"""What :class:`Limits` takes as ``storage``, and :class:`Sharded` for each device's rows."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """Storage of one solve that is spread over the devices of a mesh, by the rows of its costs.
+
+    Each device has an equal share of the rows: points of ``x`` with their costs to all of ``y``.
+    ``y`` and its potential are on every device. Only sums over columns [m] are reduced across
+    devices, and single numbers. A cloud and itself is spread likewise.
+
+    Where the devices do not divide the points, points of weight 0 are added within the solve.
+
+    Attributes:
+      mesh: devices along one axis. Its axis is taken as an Auto one.
+      storage: what a device keeps of its rows, as :class:`Limits` says. "auto" takes the first
+        that fits on a device.
+
+    Raises:
+      ValueError: no mesh, a mesh of several axes, an unknown storage.
+
+    Numerics:
+      The solve is that of one device, up to the order of sums. Clouds may lie on any one device
+      that is nobody's choice (as jax makes them) or on the mesh; the results lie on the mesh.
+
+    Example:
+      >>> import numpy as np
+      >>> mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+      >>> Limits(storage=Sharded(mesh)).storage.storage
+      'auto'
+    """
+
+    mesh: jax.sharding.Mesh
+    storage: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mesh, jax.sharding.Mesh):
+            raise ValueError(
+                f"mesh is {self.mesh!r}; give jax.sharding.Mesh(np.array(devices), ('rows',))"
+            )
+        if len(self.mesh.axis_names) != 1:
+            raise ValueError(
+                f"mesh has the axes {self.mesh.axis_names}; rows are spread over one: give "
+                "jax.sharding.Mesh(mesh.devices.ravel(), ('rows',))"
+            )
+        if self.storage not in STORAGES:
+            raise ValueError(
+                f"unknown storage {self.storage!r}; choose one of {', '.join(STORAGES)}"
+            )
+        # Beside the sums over columns XLA decides how vectors are spread: with Explicit axes it
+        # would be us.
+        mesh = jax.sharding.Mesh(self.mesh.devices, self.mesh.axis_names)
+        object.__setattr__(self, "mesh", mesh)
+
+
+Storage = str | Sharded
 
 
 class Limits(NamedTuple):
@@ -21,7 +80,8 @@ class Limits(NamedTuple):
         float32). "half" keeps the densities in float16 (6 bytes a pair); its sums carry a relative
         error of about 1e-4, so thresholds far below 1e-3 are out of reach, and said to be: the
         certificate is measured in full precision. "chunks" keeps nothing: rows are recomputed
-        for every product, for clouds beyond memory. "auto" takes the first that fits.
+        for every product, for clouds beyond memory. "auto" takes the first that fits. A
+        :class:`Sharded` spreads the solve over several devices.
 
     Numerics:
       A new threshold or cap does not recompile, a new storage does. To trace the first two under
@@ -34,4 +94,4 @@ class Limits(NamedTuple):
 
     threshold: ScalarLike = 1e-3
     max_iterations: ScalarLike = 5_000
-    storage: str = "auto"
+    storage: Storage = "auto"

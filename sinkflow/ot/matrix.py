@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _gradients, _inputs, _iterations, _kernel, _matrix_gradients
+from sinkflow.ot import _cost, _gradients, _inputs, _iterations, _kernel, _matrix_gradients
 from sinkflow.ot._certificate import certify, doubted
-from sinkflow.ot._inputs import check_limits
+from sinkflow.ot._inputs import check_limits, check_one_device
 from sinkflow.ot._matrix_gradients import MatrixProblem
 from sinkflow.ot._shapes import MatrixNM, Pair, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, iterations_to_unroll
@@ -103,6 +103,7 @@ def sinkhorn_matrix(
     a, b = _inputs.as_masses(a, b, cost)
     count = iterations_to_unroll(gradient, limits)
     limits = check_limits(limits, cost.dtype)
+    check_one_device(limits)
     g_init = _inputs.as_potential("g_init", g_init, cost.T, "cost")
     return _solve(cost, epsilon, a, b, g_init, *limits, gradient, count)
 
@@ -127,16 +128,16 @@ def _solve(
     problem = MatrixProblem(reduced, epsilon, a, b, None)
     seen = jax.lax.stop_gradient(problem)
     # Behind a barrier: the differences are not to be computed in every sum over the costs.
-    kernel = _kernel.MatrixCost(jax.lax.optimization_barrier(seen.cost))
+    kernel = _cost.MatrixCost(jax.lax.optimization_barrier(seen.cost))
     if count:
-        f, g = _gradients.unrolled(_kernel.MatrixCost(cost), epsilon, a, b, count)
+        f, g = _gradients.unrolled(_cost.MatrixCost(cost), epsilon, a, b, count)
         f, g = f - least[0], g - least[1]
         potentials, updates = jax.lax.stop_gradient((f, g)), jnp.asarray(count)
         out = certify(kernel, *potentials, seen.epsilon, seen.a, seen.b, threshold, updates)
     else:
         init = None if g_init is None else jax.lax.stop_gradient(g_init - least[1])
-        storage = _kernel.storage_for(storage, cost, cost.T)
-        wanted = init, threshold, max_iterations, storage
+        kind = _kernel.kept(_kernel.storage_for(storage, cost, cost.T))
+        wanted = init, threshold, max_iterations, kind
         out = _iterations.sinkhorn(kernel, seen.epsilon, seen.a, seen.b, *wanted)
         f, g = _matrix_gradients.moving((out.f, out.g), problem)
     through = jax.lax.stop_gradient((f, g)) if gradient == "envelope" else (f, g)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sinkflow.ot import _centred, _inputs, _loops
 from sinkflow.ot._certificate import describe, doubted, marginal_error
-from sinkflow.ot._inputs import check_limits
+from sinkflow.ot._inputs import check_limits, check_one_device
 from sinkflow.ot._shapes import CloudN, VectorN
 from sinkflow.ot._solves import iterations_to_unroll
 from sinkflow.ot.limits import Limits
@@ -93,7 +93,9 @@ def sinkhorn_offdiagonal(
         raise ValueError("x has 1 point, which has no other one to be matched with; give more")
     epsilon = _inputs.as_scalar("epsilon", epsilon, x.dtype)
     count = iterations_to_unroll(gradient, limits)
-    threshold, max_iterations, _ = check_limits(limits, x.dtype)
+    limits = check_limits(limits, x.dtype)
+    check_one_device(limits)
+    threshold, max_iterations, _ = limits
     return _solve(x, epsilon, threshold, max_iterations, count)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sinkflow.ot import _centred, _inputs, _loops
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.ot.solver import sinkhorn
 from sinkflow.types import Array, Float, Int, Scalar, ScalarLike
@@ -140,7 +140,7 @@ def _bisect(
     wanted: Scalar,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
 ) -> tuple[Scalar, SinkhornOutput]:
     limits = Limits(threshold, max_iterations, storage)
     solve: Callable = functools.partial(sinkhorn, x, y, a=a, b=b, limits=limits)

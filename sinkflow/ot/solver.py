@@ -8,7 +8,7 @@ from sinkflow.ot import _centred, _gradients, _inputs, _kernel
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, as_given, iterations_to_unroll, solve, solve_self, unroll
-from sinkflow.ot.limits import Limits
+from sinkflow.ot.limits import Limits, Storage
 from sinkflow.ot.output import SinkhornOutput
 from sinkflow.types import Array, Float, Int, Scalar, ScalarLike
 
@@ -143,7 +143,7 @@ def _cloud_to_cloud(
     g_init: VectorM | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
     gradient: str,
     count: int,
 ) -> SinkhornOutput:
@@ -168,7 +168,7 @@ def _cloud_to_itself(
     f_init: VectorN | None,
     threshold: Scalar,
     max_iterations: Int[Array, ""],
-    storage: str,
+    storage: Storage,
     gradient: str,
     count: int,
 ) -> SinkhornOutput:

@@ -22,6 +22,20 @@ def test_certificates_are_written(tmp_path, dim, storage):
     assert "NOT" not in scale.solves_text(result)
 
 
+def test_solves_spread_over_devices(tmp_path):
+    """The same velocity with the same certificates, and every device's memory (none on a CPU)."""
+    results = [
+        scale.main(scale.Config(**scale.Config.SMOKE, devices=n, out=str(tmp_path / str(n))))
+        for n in (1, 3)
+    ]
+    one, spread = results
+    assert spread["peak_bytes_of_devices"] == [None] * 3
+    assert spread["mean_speed"] == pytest.approx(one["mean_speed"], rel=1e-5)
+    for solve in ("cloud to target", "cloud to itself"):
+        assert spread[solve] == pytest.approx(one[solve], rel=1e-5, abs=1e-6)
+        assert spread[solve]["num_iterations"] == one[solve]["num_iterations"]
+
+
 def test_what_did_not_converge_is_said(tmp_path):
     config = scale.Config(**scale.Config.SMOKE, threshold=1e-9, out=str(tmp_path))
     assert "NOT converged" in scale.solves_text(scale.main(config))
@@ -30,4 +44,7 @@ def test_what_did_not_converge_is_said(tmp_path):
 def test_sizes_are_checked(tmp_path):
     config = dataclasses.replace(scale.Config(out=str(tmp_path)), num_particles=0)
     with pytest.raises(ValueError, match="num_particles is 0"):
+        scale.main(config)
+    config = dataclasses.replace(scale.Config(out=str(tmp_path)), devices=99)
+    with pytest.raises(ValueError, match=r"devices is 99; jax sees 4\. .*device_count=99"):
         scale.main(config)

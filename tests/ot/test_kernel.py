@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sinkflow import Limits, barycentric_map, sinkhorn, sinkhorn_self, sinkhorn_velocity
-from sinkflow.ot import _kernel
+from sinkflow.ot import _cost, _kernel
 from tests.helpers import plan
 
 N, M = 17, 11
@@ -71,7 +71,7 @@ def test_half_precision_holds_the_density_of_many_points():
     """A matching of n points has the density n, which float16 ends below at 65,504."""
     x = jnp.zeros((2, 1))
     exponent = np.log(3e5)  # as if each had one partner among 300,000
-    cost = _kernel.Cost(x, x, jnp.zeros((2, 2)))
+    cost = _cost.Cost(x, x, jnp.zeros((2, 2)))
     f = jnp.full(2, exponent)
     rows, columns = _kernel.density(cost, f, jnp.zeros(2), 1.0, "half")
     assert jnp.isfinite(rows(jnp.ones(2))).all()
