@@ -30,11 +30,14 @@ class Sharded:
         that fits on a device.
 
     Raises:
-      ValueError: no mesh, a mesh of several axes, an unknown storage.
+      ValueError: no mesh, a mesh of several axes, an unknown storage. At the solve, from jax: a
+        cloud that was put on other devices than the mesh's (put it on the mesh), or another mesh
+        that is set by ``jax.set_mesh`` (leave that context).
 
     Numerics:
-      The solve is that of one device, up to the order of sums. Clouds may lie on any one device
-      that is nobody's choice (as jax makes them) or on the mesh; the results lie on the mesh.
+      The solve is that of one device, up to the order of sums. In float32 this may show in the
+      sixth digit of single potentials. Clouds lie where jax made them or on the mesh; the results
+      lie on the mesh.
 
     Example:
       >>> import numpy as np

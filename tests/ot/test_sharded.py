@@ -131,6 +131,17 @@ def test_what_cannot_be_spread_is_refused(key, unchecked_shapes):
         sinkflow.general.sinkhorn(x, y, EPSILON, limits=limits)
 
 
+def test_jax_refuses_clouds_and_meshes_elsewhere(key):
+    """As Sharded says."""
+    x, y, a, b = problem(key)
+    limits = Limits(storage=Sharded(mesh_of(2), "full"))
+    with pytest.raises(ValueError, match="incompatible devices"):
+        solved(jax.device_put(x, jax.devices()[3]), y, a, b, limits)
+    refused = pytest.raises(ValueError, match=r"context mesh .* should match")
+    with jax.set_mesh(mesh_of(2, "other")), refused:
+        solved(x, y, a, b, limits)
+
+
 def warm(x, y, a, b, limits):
     """A cold solve, the warm one of moved points, and one whose guess is of no use."""
     cold = solved(x, y, a, b, limits)
