@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sinkflow import (
     data,
     flow,
+    flow_map,
     generator,
     nets,
     ode,
@@ -57,6 +58,7 @@ __all__ = [
     "exact",
     "fit",
     "flow",
+    "flow_map",
     "general",
     "generator",
     "generators",

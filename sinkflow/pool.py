@@ -32,6 +32,7 @@ __all__ = [
     "Rows",
     "abstract",
     "abstract_info",
+    "at",
     "build",
     "draw_clouds",
     "from_pairs",
@@ -249,11 +250,30 @@ def sample(
     segment = jnp.sum(starts <= drawn[:, None], axis=1) - 1
     stored = (u * starts.shape[1]).astype(segment.dtype)
     k = jnp.where(jnp.any(widths > 0, axis=1), segment, stored)
-    begin, width = (
-        jnp.take_along_axis(leaf, k[:, None], axis=1)[:, 0] for leaf in (starts, widths)
-    )
-    elapsed = jnp.clip(drawn - begin, 0, width)  # 0 in flow time
-    x, velocity = (leaf[row, k].astype(u.dtype) for leaf in (pool.x, pool.velocity))
+    return _on_segments(pool, row, k, drawn)
+
+
+def at(pool: Pool, row: Int[Array, "batch"], t: Float[Array, "batch"]) -> Rows:
+    """Where the paths ``row`` are at times t in [0, 1], and the velocity they arrive with.
+
+    The pool is one in geodesic time: in flow time a path is known at its stored states alone, and
+    the result is the last one before t.
+
+    Raises:
+      ValueError: ``row`` and ``t`` of different shapes.
+    """
+    check_shape("t", t, jnp.shape(row), "one time for each row")
+    before = jnp.sum(pool.t[row] < t[:, None], axis=1)
+    return _on_segments(pool, row, jnp.maximum(before - 1, 0), t)
+
+
+def _on_segments(
+    pool: Pool, row: Int[Array, "batch"], k: Int[Array, "batch"], t: Float[Array, "batch"]
+) -> Rows:
+    """Paths ``row`` at times t, which are of their segments k."""
+    begin, width = pool.t[row, k], pool.width[row, k]
+    elapsed = jnp.clip(t - begin, 0, width)  # 0 in flow time
+    x, velocity = (leaf[row, k].astype(t.dtype) for leaf in (pool.x, pool.velocity))
     return Rows(x + elapsed[:, None] * velocity, begin + elapsed, velocity)
 
 

@@ -17,6 +17,7 @@ from sinkflow import (
     epsilon_for_entropy,
     epsilon_for_neighbours,
     flow,
+    flow_map,
     general,
     metrics,
     nets,
@@ -46,6 +47,10 @@ PAIRS = pool.from_pairs(X, 2 * X)
 
 
 def field(params, x, t):
+    return x
+
+
+def mean(params, x, s, t):
     return x
 
 
@@ -108,6 +113,12 @@ POOL = [
     ("pairs of two sizes", lambda: pool.from_pairs(X, X[:1]), r"x1 has shape \(1, 2\).*\(4, 2\)"),
     ("empty batch", lambda: pool.sample(PAIRS, KEY, 0), "batch_size is 0"),
     ("power of 0", lambda: pool.sample(PAIRS, KEY, 2, 0.0), "power is 0.0.*positive"),
+    ("times of other rows", lambda: pool.at(PAIRS, jnp.arange(3), T), r"t has shape \(4,\)"),
+    ("no pairs of states", lambda: flow_map.sample(PAIRS, KEY, 0), "batch_size is 0"),
+    ("pairs of power 0", lambda: flow_map.sample(PAIRS, KEY, 2, 0.0), "power is 0.0.*positive"),
+    ("map of no steps", lambda: flow_map.carry(mean, None, X, nfe=0), "nfe is 0"),
+    ("map of power 0", lambda: flow_map.carry(mean, None, X, nfe=1, power=0), "power is 0"),
+    ("map of a column", lambda: flow_map.carry(lambda p, x, s, t: s, 0, X, nfe=1), "the field has"),
     ("start at the end", lambda: pool.sample(PAIRS, KEY, 2, 1.0, 1.0), r"start is 1.0.*\[0, 1\)"),
 ]
 SHAPES = [
@@ -144,6 +155,7 @@ SHAPES = [
         r"predictor has shape \(4, 1\); it must be \(4,\)",
     ),
     ("MLP, t [1]", applied(nets.VelocityMLP(), X, T[:1]), r"t has shape \(1,\).*\(4,\)"),
+    ("map MLP, t [1]", applied(nets.FlowMapMLP(), X, T, T[:1]), r"t has shape \(1,\).*\(4,\)"),
     ("MLP of images", applied(nets.VelocityMLP(), IMAGES, T), r"x has shape .* take \[n, d\]"),
     ("MLP of width 0", applied(nets.VelocityMLP((0,)), X, T), r"hidden_dims is \(0,\)"),
     ("predictor of images", applied(nets.TimePredictorMLP(), IMAGES), "x has shape .* vectors"),

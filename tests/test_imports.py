@@ -30,6 +30,7 @@ LEVELS = [
     {"flow", "pairs", "sampling", "generator", "metrics", "plotting", "page", "_described"},
     {"_flows", "opponents", "fit"},
     {"pool"},
+    {"flow_map"},
 ]
 # What else a package or module must not import: of sinkflow, and of others.
 APART = {
@@ -42,7 +43,7 @@ APART = {
     "parallel": {"types"},
     "checkpoint": {"types"},
 }
-WITHOUT_FLAX = {"ot", "data", "ode", "flow", "_flows", "pairs", "pool"}
+WITHOUT_FLAX = {"ot", "data", "ode", "flow", "_flows", "pairs", "pool", "flow_map"}
 WITHOUT_FLAX |= {"generator", "opponents", "sampling"}
 WITHOUT_OPTAX = {*WITHOUT_FLAX, "nets", "fit", "metrics"}
 # Folders of experiments beside its drivers, and what each may import of experiments.

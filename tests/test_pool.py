@@ -106,6 +106,36 @@ def test_sampled_rows_lie_on_their_segments(key):
     assert scipy.stats.chisquare(counts.ravel(), expected.ravel()).pvalue > 1e-4
 
 
+def test_a_path_is_known_at_any_time(key):
+    rows = handmade(key)
+    at = pool.at(rows, jnp.array([0, 0, 1, 2, 2]), jnp.array([0.25, 0.75, 0.9, -1.0, 2.0]))
+    x, v = np.asarray(rows.x), np.asarray(rows.velocity)
+    expected = [
+        x[0, 0] + 0.25 * v[0, 0],
+        x[0, 1] + 0.25 * v[0, 1],
+        x[1, 0] + 0.9 * v[1, 0],  # the corner
+        x[2, 0],  # before the path
+        x[2, 1] + 0.9 * v[2, 1],  # after it
+    ]
+    np.testing.assert_allclose(at.x, expected, atol=1e-6)
+    np.testing.assert_allclose(at.t, [0.25, 0.75, 0.9, 0.0, 1.0], atol=1e-6)
+    np.testing.assert_array_equal(at.velocity, [v[0, 0], v[0, 1], v[1, 0], v[2, 0], v[2, 1]])
+
+
+def test_a_path_of_a_full_step_is_known_to_its_end(key):
+    rows, _ = built(key, step_sizes=flow.step_sizes(1.0, 3, full_last=True))
+    row = jnp.arange(4)
+    end = pool.at(rows, row, jnp.ones(4))
+    np.testing.assert_allclose(end.x, rows.x[:4, 0] + rows.velocity[:4, 0], atol=1e-4)
+
+
+def test_a_path_in_flow_time_is_known_where_it_was_stored(key):
+    rows, _ = built(key, "flow")
+    at = pool.at(rows, jnp.array([3, 3]), jnp.array([1.1 * ETA, 1.7 * ETA]))
+    np.testing.assert_array_equal(at.x, rows.x[jnp.array([3, 3]), jnp.array([1, 1])])
+    np.testing.assert_array_equal(at.t, [ETA, ETA])
+
+
 def test_sample_times_are_uniform_in_geodesic_time(key):
     rows, _ = built(key)
     for source in (rows, handmade(key)):

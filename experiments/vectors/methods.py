@@ -20,14 +20,17 @@ from experiments.vectors.pairs import (
     sinkhorn_partners,
 )
 from experiments.vectors.seeds import (
+    FLOW_MAP,
+    PREDICTOR,
     Keys,
     Setting,
     drawer,
     fit_seeds,
+    map_drawer,
     pool_rows,
     trigonometric_rows,
 )
-from sinkflow import sampling
+from sinkflow import flow_map, sampling
 
 
 class Learned(NamedTuple):
@@ -106,7 +109,7 @@ def nsgf_plus_plus(setting: Setting, keys: Keys, timed):
         jax.block_until_ready((rows, pairs))
     first, params_first = fit_seeds(setting, keys, rows, timed)
     second, params_second = fit_seeds(setting, keys, pairs, timed)
-    predict, params_predict = fit_seeds(setting, keys, pairs, timed, predictor=True)
+    predict, params_predict = fit_seeds(setting, keys, pairs, timed, fitting=PREDICTOR)
     params = params_first, params_second, params_predict
 
     def draw(x0, nfe):
@@ -132,6 +135,15 @@ def nsgf_plus_plus(setting: Setting, keys: Keys, timed):
 
     _, paths = drawer(setting.sampling, first, params_first, setting.flow.horizon())
     return Learned(draw, paths, certificates, paths_of="first phase")
+
+
+def nsgf_flow_map(setting: Setting, keys: Keys, timed):
+    """Mean velocities between pairs of states of NSGF's pool: any number of evaluations."""
+    with timed("pool"):
+        rows, certificates = flow_pool(setting.flow, setting.task, keys.root(0), False)
+        jax.block_until_ready(rows)
+    field = fit_seeds(setting, keys, rows, timed, flow_map.sample, FLOW_MAP)
+    return Learned(*map_drawer(setting.sampling, *field), certificates)
 
 
 def exact(flow, x, y, keys):
@@ -162,4 +174,5 @@ METHODS: dict[str, Method] = {
     "RF-3": (functools.partial(rectified_flow, rectifications=3), {}),
     "OT-CFM Sinkhorn n=256": (functools.partial(flow_matching, partners=entropic, size=256), {}),
     "NSGF independent self": (functools.partial(nsgf, independent_self=True), {}),
+    "NSGF flow map": (nsgf_flow_map, {}),
 }

@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from experiments.harness.training import adam, decaying
 from experiments.vectors import config as parts
-from sinkflow import data, nets, ode, pool, sampling, train
+from sinkflow import data, flow_map, nets, ode, pool, sampling, train
 from sinkflow.pairs import trigonometric
 
 DIM = 2
@@ -85,25 +86,40 @@ def trigonometric_rows(rows, key, batch_size, power):
     return pool.Rows(x, t, velocity)
 
 
+class Fitting(NamedTuple):
+    """What is fitted: a network of x and so many times, its loss, and the power of its rows."""
+
+    model: Callable[[tuple[int, ...]], Any]
+    loss_fn: Callable
+    num_times: int
+    power: float | None = None
+    """In place of the training's own."""
+
+
+FIELD = Fitting(nets.VelocityMLP, train.velocity_matching_loss, 1)
+# Each of the predictor's times is as likely.
+PREDICTOR = Fitting(nets.TimePredictorMLP, train.time_prediction_loss, 0, power=1.0)
+FLOW_MAP = Fitting(nets.FlowMapMLP, flow_map.matching_loss, 2)
+
+
 @functools.cache
-def programs(network: parts.Network, training: Training, draw_rows: Callable, predictor: bool):
+def programs(network: parts.Network, training: Training, draw_rows: Callable, fitting: Fitting):
     """Initialisation and the compiled call of one way of training; few ways, few compilations."""
-    model: Any = network.velocity()
-    if predictor:
-        model = nets.TimePredictorMLP(network.hidden_dims)
+    model = fitting.model(network.hidden_dims)
     optimizer = adam(decaying(training.learning_rate, training.train_steps))
-    loss_fn = train.time_prediction_loss if predictor else train.velocity_matching_loss
-    step = train.make_step(model.apply, optimizer, ema_decay=training.ema_decay, loss_fn=loss_fn)
-    power = 1.0 if predictor else training.row_power  # each of the predictor's times is as likely
+    step = train.make_step(
+        model.apply, optimizer, ema_decay=training.ema_decay, loss_fn=fitting.loss_fn
+    )
+    power = training.row_power if fitting.power is None else fitting.power
     draw = functools.partial(draw_rows, batch_size=training.batch_size, power=power)
     steps = train.make_steps(train.drawing_step(step, draw), training.steps_per_call)
-    inputs = (jnp.zeros((1, DIM)), jnp.zeros(1))[: 1 if predictor else 2]
+    inputs = (jnp.zeros((1, DIM)), *[jnp.zeros(1)] * fitting.num_times)
     init = jax.vmap(lambda key: train.create(model.init(key, *inputs), optimizer))
     return model.apply, init, jax.jit(jax.vmap(steps), donate_argnums=0)
 
 
 def fit_seeds(
-    setting: Setting, keys: Keys, pools, timed, draw_rows=pool_rows, predictor=False
+    setting: Setting, keys: Keys, pools, timed, draw_rows=pool_rows, fitting=FIELD
 ) -> tuple[Callable, Any]:
     """Apply function and averaged parameters [seeds, ...] after ``train_steps``.
 
@@ -113,7 +129,7 @@ def fit_seeds(
     training = setting.training
     # Pools of every kind share what is compiled.
     alike = dataclasses.replace(training, refreshes=1)
-    apply_fn, init, steps = programs(setting.network, alike, draw_rows, predictor)
+    apply_fn, init, steps = programs(setting.network, alike, draw_rows, fitting)
     split = jax.vmap(jax.random.split)(keys.fit)
     state, key_rows = init(split[:, 0]), split[:, 1]
     calls, uneven = divmod(training.train_steps, training.steps_per_call * training.refreshes)
@@ -150,5 +166,21 @@ def drawer(
     def paths(x0):
         first = jax.tree.map(lambda leaf: leaf[0], params)
         return ode.trajectory(apply_fn, first, x0[0], t1=horizon, nfe=50)
+
+    return draw, paths
+
+
+def map_drawer(sampling_of: Sampling, apply_fn, params) -> tuple[Callable, Callable]:
+    """``draw`` and ``paths`` of a field of mean velocities."""
+
+    def draw(x0, nfe):
+        move = functools.partial(flow_map.carry, apply_fn, nfe=nfe, power=sampling_of.time_power)
+        return jax.vmap(move)(params, x0)
+
+    def paths(x0):
+        first = jax.tree.map(lambda leaf: leaf[0], params)
+        start = jnp.zeros(x0.shape[1])
+        to = functools.partial(flow_map.step, apply_fn, first, x0[0], start)
+        return jnp.stack([to(start + share) for share in np.linspace(0, 1, 51)])
 
     return draw, paths

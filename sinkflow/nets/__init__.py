@@ -3,7 +3,7 @@
 from sinkflow.nets.classifier import Classifier
 from sinkflow.nets.flat import Network, flattened, on_vectors
 from sinkflow.nets.generators import ConvGenerator, GeneratorMLP
-from sinkflow.nets.mlp import TimePredictorMLP, VelocityMLP
+from sinkflow.nets.mlp import FlowMapMLP, TimePredictorMLP, VelocityMLP
 from sinkflow.nets.unet import CIFAR_UNET, ConvTimePredictor, UNet
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Classifier",
     "ConvGenerator",
     "ConvTimePredictor",
+    "FlowMapMLP",
     "GeneratorMLP",
     "Network",
     "TimePredictorMLP",

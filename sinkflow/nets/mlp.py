@@ -1,4 +1,4 @@
-"""Velocity fields for vectors (Linen modules, called with x [n, d] and t [n])."""
+"""Fields for vectors (Linen modules, called with x [n, d] and one time, two, or none)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sinkflow.nets._layers import hidden_layers
 from sinkflow.types import Array, Float, check_shape, widened
 
-__all__ = ["TimePredictorMLP", "VelocityMLP"]
+__all__ = ["FlowMapMLP", "TimePredictorMLP", "VelocityMLP"]
 
 
 class VelocityMLP(nn.Module):
@@ -27,16 +27,29 @@ class VelocityMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"], t: Float[Array, "n"]) -> Float[Array, "n d"]:
-        _check_vectors(x)
-        check_shape("t", t, x.shape[:1], "one time for each of x")
-        x, t = (leaf.astype(widened(x.dtype)) for leaf in (x, t))
-        powers = 2.0 ** jnp.arange(self.num_frequencies, dtype=t.dtype)
-        phase = t[:, None] * (0.5 * jnp.pi * powers)[None, :]
-        time = jnp.concatenate([t[:, None], jnp.sin(phase), jnp.cos(phase)], axis=1)
-        h = jnp.concatenate([x, time], axis=1)
-        h = hidden_layers(
-            h, self.hidden_dims
-        )  # before the output layer: layers are named as they come
+        h = hidden_layers(_inputs(x, {"t": t}, self.num_frequencies), self.hidden_dims)
+        return nn.Dense(x.shape[1])(h)
+
+
+class FlowMapMLP(nn.Module):
+    """Mean velocity of particles at x from time s to time t: :class:`VelocityMLP` with two times.
+
+    Attributes:
+      hidden_dims: width of each hidden layer.
+      num_frequencies: sines and cosines of s, and of t, see :class:`VelocityMLP`.
+
+    Raises:
+      ValueError: at trace time, if ``x`` is not [n, d], ``s`` or ``t`` not [n], or a width below 1.
+    """
+
+    hidden_dims: Sequence[int] = (256, 256, 256)
+    num_frequencies: int = 4
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n d"], s: Float[Array, "n"], t: Float[Array, "n"]
+    ) -> Float[Array, "n d"]:
+        h = hidden_layers(_inputs(x, {"s": s, "t": t}, self.num_frequencies), self.hidden_dims)
         return nn.Dense(x.shape[1])(h)
 
 
@@ -58,6 +71,22 @@ class TimePredictorMLP(nn.Module):
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n"]:
         _check_vectors(x)
         return nn.sigmoid(nn.Dense(1)(hidden_layers(x, self.hidden_dims))[:, 0])
+
+
+def _inputs(
+    x: Float[Array, "n d"], times: dict[str, Array], num_frequencies: int
+) -> Float[Array, "n k"]:
+    """x beside each of its times [n], their sines and cosines, in float32 at least."""
+    _check_vectors(x)
+    dtype = widened(x.dtype)
+    columns = [x.astype(dtype)]
+    for name, time in times.items():
+        check_shape(name, time, x.shape[:1], "one time for each of x")
+        t = time.astype(dtype)
+        powers = 2.0 ** jnp.arange(num_frequencies, dtype=dtype)
+        phase = t[:, None] * (0.5 * jnp.pi * powers)[None, :]
+        columns += [t[:, None], jnp.sin(phase), jnp.cos(phase)]
+    return jnp.concatenate(columns, axis=1)
 
 
 def _check_vectors(x: Array) -> None:

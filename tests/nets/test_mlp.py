@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow.nets.mlp import VelocityMLP
+from sinkflow.nets.mlp import FlowMapMLP, VelocityMLP
 
 
 def initialised(key, dim=2, **settings):
@@ -51,6 +51,17 @@ def test_parameter_count_follows_the_widths(key):
     inputs = 2 + 1 + 2 * 3  # x, t, and a sine and cosine for each frequency
     expected = (inputs + 1) * 8 + (8 + 1) * 8 + (8 + 1) * 2
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_a_flow_map_depends_on_both_of_its_times(key):
+    model = FlowMapMLP((16, 16))
+    x, zero = jax.random.normal(key, (3, 2)), jnp.zeros(3)
+    params = model.init(key, x, zero, zero)
+    base = model.apply(params, x, zero, zero)
+    assert base.shape == (3, 2) and base.dtype == jnp.float32
+    later = [model.apply(params, x, *times) for times in ((zero + 0.2, zero), (zero, zero + 0.2))]
+    assert all(np.max(np.abs(velocity - base)) > 1e-3 for velocity in later)
+    assert np.max(np.abs(later[0] - later[1])) > 1e-3
 
 
 def test_strict_promotion_and_half_precision_are_allowed(key):
