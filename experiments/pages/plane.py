@@ -1,13 +1,14 @@
 """Blocks of plane.md and of the front page: runs in the plane, digits, the table of methods."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.harness import tables
 from experiments.pages.blocks import RESULTS, link, record
-from experiments.vectors.cell_tables import RIVAL, make_tables
+from experiments.vectors.cell_tables import NOT_RUN, RIVAL, make_tables
+from experiments.vectors.methods import METHODS
 
 NFE = ("1", "2", "5", "10", "100")
 FEW = ("1", "5", "100")
@@ -17,8 +18,8 @@ Cells = dict[tuple[str, str], dict[str, Any]]
 
 def methods() -> str:
     """W2 of all methods on all tasks."""
-    cells = _cells(record("table-plane"))
-    return _methods(list(dict.fromkeys(label for label, _ in cells)))
+    labels = _labels(_cells(record("table-plane")))
+    return _methods([*labels, *_not_run(labels)])
 
 
 def headline() -> str:
@@ -29,7 +30,12 @@ def headline() -> str:
 def _methods(labels: Sequence[str]) -> str:
     found = record("table-plane")
     tasks, cells = found["config"]["tasks"], _cells(found)
-    body = [[label, *(_few(cells[label, task]["w2"]) for task in tasks)] for label in labels]
+    body = [
+        [label, *(_few(cells[label, task]["w2"]) for task in tasks)]
+        if (label, tasks[0]) in cells
+        else [label, "not run", *[""] * (len(tasks) - 1)]
+        for label in labels
+    ]
     for name, key in (("*floor*", "floor"), ("*stratified floor*", "stratified_floor")):
         body.append([name, *(f"{np.mean(cells['NSGF', task][key]):.3f}" for task in tasks)])
     title = f"W2 at {' / '.join(FEW)} network evaluations, mean of {found['config']['seeds']} seeds"
@@ -141,8 +147,18 @@ def whole(name: str) -> list[tables.Table]:
     """All tables of a grid, as its driver makes them."""
     found = record(name)
     cells = {key: _of_seeds(cell) for key, cell in _cells(found).items()}
-    labels = list(dict.fromkeys(label for label, _ in cells))
-    return make_tables(cells, labels, found["config"]["tasks"], found["config"]["nfe"])
+    labels, config = _labels(cells), found["config"]
+    return make_tables(cells, labels, config["tasks"], config["nfe"], _not_run(labels))
+
+
+def _labels(cells: Iterable[tuple[str, str]]) -> list[str]:
+    """Rows of a grid, in their order."""
+    return list(dict.fromkeys(label for label, _ in cells))
+
+
+def _not_run(labels: Sequence[str]) -> list[str]:
+    """Methods that the grid does not have: those of later date, and those without code."""
+    return [*(label for label in METHODS if label not in labels), *NOT_RUN]
 
 
 def _cells(found: dict[str, Any]) -> Cells:

@@ -24,11 +24,18 @@ def by_variation(labels) -> dict[str, list[str]]:
 
 
 def make_tables(
-    cells, labels: Sequence[str], tasks: Sequence[str], counts: Sequence[int]
+    cells,
+    labels: Sequence[str],
+    tasks: Sequence[str],
+    counts: Sequence[int],
+    not_run: Sequence[str] = NOT_RUN,
 ) -> list[tables.Table]:
-    """Tables from the cells alone: one for each task and variation, and paired differences."""
+    """Tables from the cells alone: one for each task and variation, and paired differences.
+
+    ``not_run`` are methods without cells, which a table of methods names.
+    """
     made = [
-        task_table(cells, group, variation, name, counts)
+        task_table(cells, group, variation, name, counts, not_run)
         for name in tasks
         for variation, group in by_variation(labels).items()
     ]
@@ -38,7 +45,12 @@ def make_tables(
 
 
 def task_table(
-    cells, labels: Sequence[str], variation: str, name: str, counts: Sequence[int]
+    cells,
+    labels: Sequence[str],
+    variation: str,
+    name: str,
+    counts: Sequence[int],
+    not_run: Sequence[str],
 ) -> tables.Table:
     """W2 of a task's rows, and seconds of a seed."""
     rows = []
@@ -51,7 +63,7 @@ def task_table(
     times = ["pool [s]", "train [s]", "sample [s]"]
     header = [variation or "method", *(f"NFE {k}" for k in counts), *times]
     if not variation:
-        rows += [[label, "not run", *[""] * (len(header) - 2)] for label in NOT_RUN]
+        rows += [[label, "not run", *[""] * (len(header) - 2)] for label in not_run]
     floor, stratified = (
         np.mean([cell[key] for cell in cells[labels[0], name]])
         for key in ("floor", "stratified_floor")
