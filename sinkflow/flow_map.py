@@ -17,9 +17,25 @@ from sinkflow.ode import num_steps
 from sinkflow.ot._inputs import check_positive
 from sinkflow.types import Array, Float, PRNGKey, Scalar, ScalarLike, check_shape, widened
 
-__all__ = ["FlowMapFn", "Rows", "carry", "matching_loss", "sample", "step"]
+__all__ = [
+    "FlowMapFn",
+    "Rows",
+    "carry",
+    "matching_loss",
+    "mean_flow_loss",
+    "sample",
+    "sample_mean_flow",
+    "step",
+]
 
 SHORTEST = 1e-3  # of the times between whose states a mean velocity is taken
+
+
+def _logit_normal(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
+    return jax.nn.sigmoid(0.4 + jax.random.normal(key, shape, dtype))
+
+
+LAWS = {"logit-normal": _logit_normal, "uniform": jax.random.uniform}
 
 
 @runtime_checkable
@@ -32,7 +48,8 @@ class FlowMapFn(Protocol):
 class Rows(NamedTuple):
     """A batch to match mean velocities on.
 
-    x [length] is where a particle is at time s, velocity its mean velocity from s to t.
+    x [length] is where a particle is at time s, velocity its mean velocity from s to t (for
+    :func:`mean_flow_loss` that at s).
     """
 
     x: Float[Array, "batch d"]
@@ -85,6 +102,77 @@ def matching_loss(apply_fn: FlowMapFn, params: Any, rows: Rows) -> Scalar:
         return apply_fn(params, x, rows.s, t)
 
     return train.velocity_matching_loss(field, params, rows)
+
+
+def sample_mean_flow(
+    pool: pools.Pool,
+    key: PRNGKey,
+    batch_size: int,
+    equal_share: ScalarLike = 0.75,
+    law: str = "logit-normal",
+) -> Rows:
+    """Rows of :func:`mean_flow_loss`: states at s with the velocity there, not that of a pair.
+
+    The times are the lesser and the greater of two draws of a law.
+
+    Args:
+      pool: of straight paths, from :func:`sinkflow.pool.from_pairs`, or one in geodesic time.
+      key: PRNG key.
+      batch_size: rows to draw.
+      equal_share: share of the rows with t = s, which learn the velocity field.
+      law: "logit-normal", the sigmoid of N(0.4, 1): in the source time runs from data to noise, and
+        the mean is -0.4. Or "uniform", which comes nearer to the whole way from 0 to 1.
+
+    Raises:
+      ValueError: batch_size < 1, or an unknown law.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, sec. 4.3 and table 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if law not in LAWS:
+        raise ValueError(f"unknown law {law!r}; choose one of {', '.join(LAWS)}")
+    key_row, key_times, key_equal = jax.random.split(key, 3)
+    row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
+    s, t = jnp.sort(LAWS[law](key_times, (2, batch_size), pool.t.dtype), axis=0)
+    equal = jax.random.uniform(key_equal, (batch_size,)) < equal_share
+    start = pools.at(pool, row, s)
+    return Rows(start.x, s, jnp.where(equal, s, t), start.velocity)
+
+
+def mean_flow_loss(
+    apply_fn: FlowMapFn, params: Any, rows: Rows, weight_power: ScalarLike = 1.0
+) -> Scalar:
+    """MeanFlow's objective: mean velocities from the velocities of single pairs, without a pool.
+
+    Along a path (t - s) u(x, s, t) loses what was travelled, so that u = v + (t - s) du/ds. The
+    total derivative is taken forwards, in the direction (v, 1) of x and s. The right side is the
+    target, and has no gradient.
+
+    Args:
+      apply_fn: the field, differentiable forwards.
+      params: its parameters.
+      rows: from :func:`sample_mean_flow`.
+      weight_power: p of the weights 1 / (error^2 + 1e-3)^p of rows, which have no gradient; 0 for
+        the squared error itself [length^2 / time^2].
+
+    Raises:
+      ValueError: at trace time, if the field has another shape than the rows' velocity.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, algorithm 1 and eq. 22, with time from source to
+      target.
+    """
+
+    def field(x: Array, s: Array) -> Array:
+        return apply_fn(params, x, s, rows.t)
+
+    tangent = (rows.velocity, jnp.ones_like(rows.s))
+    mean, change = jax.jvp(field, (rows.x, rows.s), tangent)
+    check_shape("the field", mean, rows.velocity.shape, "rows.velocity has")
+    target = rows.velocity + (rows.t - rows.s)[:, None] * change
+    squares = jnp.sum((mean - jax.lax.stop_gradient(target)) ** 2, axis=1)
+    weights = jax.lax.stop_gradient((squares + 1e-3) ** -jnp.asarray(weight_power, squares.dtype))
+    return jnp.mean(weights * squares)
 
 
 def step(

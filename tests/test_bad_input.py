@@ -115,6 +115,12 @@ POOL = [
     ("power of 0", lambda: pool.sample(PAIRS, KEY, 2, 0.0), "power is 0.0.*positive"),
     ("times of other rows", lambda: pool.at(PAIRS, jnp.arange(3), T), r"t has shape \(4,\)"),
     ("no pairs of states", lambda: flow_map.sample(PAIRS, KEY, 0), "batch_size is 0"),
+    ("no mean flow", lambda: flow_map.sample_mean_flow(PAIRS, KEY, 0), "batch_size is 0"),
+    (
+        "mean flow of no law",
+        lambda: flow_map.sample_mean_flow(PAIRS, KEY, 2, law="beta"),
+        "unknown law 'beta'; choose one of logit-normal, uniform",
+    ),
     ("pairs of power 0", lambda: flow_map.sample(PAIRS, KEY, 2, 0.0), "power is 0.0.*positive"),
     ("map of no steps", lambda: flow_map.carry(mean, None, X, nfe=0), "nfe is 0"),
     ("map of power 0", lambda: flow_map.carry(mean, None, X, nfe=1, power=0), "power is 0"),

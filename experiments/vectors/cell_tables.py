@@ -106,8 +106,9 @@ def draw_group(out, label, name, samples, learned, x0, real):
     panels = {f"NFE {nfe}": points[0] for nfe, points in samples.items() if points is not None}
     folder = out / "pictures" / slug(label)
     folder.mkdir(parents=True, exist_ok=True)
-    fig = plotting.samples_against_target(panels, real)
-    plotting.save(fig, folder / f"{name}-samples.png")
+    if panels:  # a method of one count has none where others are asked for
+        fig = plotting.samples_against_target(panels, real)
+        plotting.save(fig, folder / f"{name}-samples.png")
     paths = np.asarray(learned.paths(x0[:1, :64]))
     title = ", ".join(filter(None, (label, name, learned.paths_of)))
     shares = np.linspace(0, 1, len(paths))

@@ -21,12 +21,14 @@ from experiments.vectors.pairs import (
 )
 from experiments.vectors.seeds import (
     FLOW_MAP,
+    MEAN_FLOW,
     PREDICTOR,
     Keys,
     Setting,
     drawer,
     fit_seeds,
     map_drawer,
+    mean_flow_rows,
     pool_rows,
     trigonometric_rows,
 )
@@ -101,6 +103,16 @@ def nsgf(setting: Setting, keys: Keys, timed, *, independent_self=False):
     return Learned(*drawer(setting.sampling, *field, setting.flow.horizon()), certificates)
 
 
+def nsgf_own_grid(setting: Setting, keys: Keys, timed):
+    """NSGF followed on the very grid of its pool, as the paper has it: by its steps alone."""
+    learned = nsgf(setting, keys, timed)
+
+    def draw(x0, nfe):
+        return learned.draw(x0, nfe) if nfe == setting.flow.flow_steps else None
+
+    return learned._replace(draw=draw)
+
+
 def nsgf_plus_plus(setting: Setting, keys: Keys, timed):
     """Two phases and a time predictor; all their steps count as NFE."""
     with timed("pool"):
@@ -146,6 +158,15 @@ def nsgf_flow_map(setting: Setting, keys: Keys, timed):
     return Learned(*map_drawer(setting.sampling, *field), certificates)
 
 
+def mean_flow(setting: Setting, keys: Keys, timed):
+    """MeanFlow on independent pairs, arXiv:2505.13447: one step, or several."""
+    with timed("pool"):
+        pairs = pair_pool(*points(setting, keys.root(0)))
+        jax.block_until_ready(pairs)
+    field = fit_seeds(setting, keys, pairs, timed, mean_flow_rows, MEAN_FLOW)
+    return Learned(*map_drawer(setting.sampling, *field), {})
+
+
 def exact(flow, x, y, keys):
     return optimal_partners(x, y), {}
 
@@ -158,6 +179,10 @@ def entropic(flow, x, y, keys):
 # particles' own Euler steps alone: it is followed by such steps.
 FLOW_TIME = {"time": "flow", "stepper": "euler", "time_power": 1.0}
 PAPER = {**FLOW_TIME, "step_size": 0.5, "flow_steps": 10}
+# The grids that are also sampled on. Their steps are of a small search on 8gaussians and
+# 8gaussians-moons, one seed: 0.3, 0.4, 0.5 for 10 steps, and 0.05, 0.07, 0.1 for 100.
+TEN = {**FLOW_TIME, "step_size": 0.4, "flow_steps": 10}
+HUNDRED = {**FLOW_TIME, "step_size": 0.05, "flow_steps": 100}
 EARLY = {**FLOW_TIME, "step_size": 0.2, "flow_steps": 5}
 
 Method = tuple[Callable, dict[str, Any]]  # and the settings that it adds
@@ -175,4 +200,7 @@ METHODS: dict[str, Method] = {
     "OT-CFM Sinkhorn n=256": (functools.partial(flow_matching, partners=entropic, size=256), {}),
     "NSGF independent self": (functools.partial(nsgf, independent_self=True), {}),
     "NSGF flow map": (nsgf_flow_map, {}),
+    "MeanFlow": (mean_flow, {}),
+    "NSGF flow time, own 10 steps": (nsgf_own_grid, TEN),
+    "NSGF flow time, own 100 steps": (nsgf_own_grid, HUNDRED),
 }

@@ -1,5 +1,6 @@
 """The synthetic table in miniature: every method and ablation, resumed, from cells to tables."""
 
+import contextlib
 import json
 
 import jax
@@ -52,6 +53,34 @@ def test_a_two_phase_method_has_no_scheme_of_one_evaluation(finished):
     rows = {row[0]: row for row in finished[2][0].rows}
     assert rows["NSGF++"][1] == "n/a"
     assert float(rows["NSGF++"][2].split()[0]) > 0
+
+
+@pytest.mark.slow
+def test_a_field_of_its_own_grid_has_samples_at_its_own_count_alone():
+    """And these are Euler's steps of the table's flow-time NSGF, trained with the same keys."""
+    config = replaced(SMOKE, num_particles=64, **methods.FLOW_TIME, step_size=0.4, flow_steps=5)
+    setting = seeds.Setting(MOONS, config.flow, config.network, config.training, config.sampling)
+    own = seeds.Keys(keys(), keys())
+    x0 = jax.random.normal(jax.random.key(1), (SMOKE.seeds, 32, 2))
+    learned = methods.nsgf_own_grid(setting, own, spent)
+    assert learned.draw(x0, 1) is None and learned.draw(x0, 10) is None
+    expected = methods.nsgf(setting, own, spent).draw(x0, 5)
+    np.testing.assert_allclose(learned.draw(x0, 5), expected, rtol=1e-5, atol=1e-5)
+
+
+@contextlib.contextmanager
+def spent(phase):
+    """A clock that nobody reads."""
+    yield
+
+
+def test_own_grids_are_the_counts_of_the_table():
+    counts = {
+        made(table_plane.Config, **changes).flow.flow_steps
+        for method, changes in table_plane.METHODS.values()
+        if method is methods.nsgf_own_grid
+    }
+    assert counts == {10, 100} and counts <= set(table_plane.Config().sampling.nfe)
 
 
 @pytest.mark.slow
