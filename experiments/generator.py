@@ -14,7 +14,8 @@ import argparse
 import sys
 
 from experiments.generators import reports
-from experiments.generators.config import IMAGES, GeneratorConfig, check, check_devices, preset
+from experiments.generators.checks import check, check_devices
+from experiments.generators.config import IMAGES, GeneratorConfig, preset
 from experiments.harness import cli, hosts
 from sinkflow import data
 

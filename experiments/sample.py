@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.generators import training
+from experiments.generators import draws, training
 from experiments.harness import cli
 from experiments.harness.run import read_settings
 from experiments.vectors import learning
@@ -88,7 +88,7 @@ def one_step(folder: pathlib.Path, key, count: int, labels: tuple[int, ...]) -> 
     asked = jnp.asarray(labels or range(images.NUM_CLASSES))
     starts = range(0, count, BATCH)
     batches = [
-        made.draw(training.latent(made.config, key, BATCH), asked[(at + COUNT) % len(asked)])
+        made.draw(draws.latent(made.config, key, BATCH), asked[(at + COUNT) % len(asked)])
         for at, key in zip(starts, jax.random.split(key, len(starts)), strict=True)
     ]
     return np.concatenate([np.asarray(batch) for batch in batches])[:count]

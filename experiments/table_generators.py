@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.generators import comparison, grid
+from experiments.generators import comparison, grid, measuring
 from experiments.harness import cli, files, folders, tables
 from experiments.images import scoring
 
@@ -80,7 +80,7 @@ def run(one: grid.Row, todo: list[grid.Row], side_by_side: int) -> dict[str, Any
     train, test = scoring.load_splits(
         first.dataset, first.data_dir, smoke=first.smoke, shape=first.SHAPE
     )
-    data = grid.Data(train, scoring.Scorer(first.dataset, train, test, first.num_samples))
+    data = measuring.Data(train, scoring.Scorer(first.dataset, train, test, first.num_samples))
     device = threading.Lock()
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
         waiting = [pool.submit(grid.run, row, data, device) for row in todo]

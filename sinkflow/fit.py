@@ -148,7 +148,7 @@ def fit(
         _described.write(pathlib.Path(folder), description, resumed_from is not None)
     many = train.make_steps(step, steps_per_call, summary=summary)
     advance = parallel.pmap_step(_call(many), batch_axes=(None, 0))
-    # One key, whatever the number of devices; pmap wants something that is mapped.
+    # One key, whatever the number of devices; the map over devices wants something to map.
     keys = parallel.shard(jnp.repeat(jax.random.split(key, 1), jax.local_device_count()))
     part_steps = refresh_every or num_steps
     state, whole, part = parallel.replicate(state), None, -1

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import sinkflow
-from experiments.generators import training
+from experiments.generators import draws, training, updates
 from experiments.generators.config import preset
 from experiments.images.rows import matching_loss, straight_rows
 from sinkflow import data, flow, nets, parallel, pool, train
@@ -89,7 +89,7 @@ def generator() -> tuple[Any, Any, Any]:
     small = {"n": 20, "m": 20, "k": 20, "hidden_dims": (16,), "threshold": 1e-4}
     config = preset("digits", smoke=True, clouds=8, labels=True, train_steps=STEPS, **small)
     pixels = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
-    real = training.real_samples(config, pixels, np.arange(200) % 10)
+    real = draws.real_samples(config, pixels, np.arange(200) % 10)
     made = training.prepare(config, real)
     return made.state, made.step, real
 
@@ -115,7 +115,7 @@ def trained(case: str, folder: pathlib.Path | None, steps: int) -> np.ndarray:
     if case == "pool":
         return flows()
     state, step, rows = CASES[case]()
-    summary = training.summary if case == "generator" else train.mean_over_steps
+    summary = updates.summary if case == "generator" else train.mean_over_steps
     where = None if folder is None else folder / case
     options = {"folder": where, "checkpoint_every": 4 if where else 0, "summary": summary}
     state, _ = sinkflow.fit(

@@ -14,6 +14,7 @@ import optax
 
 from experiments.bench import unet_config
 from experiments.bench.devices_config import Plan
+from experiments.generators import draws, updates
 from experiments.generators import training as generators
 from experiments.generators.config import preset
 from experiments.images.config import Flow
@@ -58,10 +59,10 @@ def generator(plan: Plan, share: int) -> Prepared:
     settings: dict[str, Any] = {"clouds": count, "n": size, "m": 2 * size, "k": 2 * size}
     settings |= {"channels": plan.work.generator_channels, "seed": plan.seed}
     asked = preset("mnist", **settings)
-    real = generators.real_samples(asked, small_images(plan))
+    real = draws.real_samples(asked, small_images(plan))
     made = generators.prepare(asked, real)
     steps = plan.training.steps_per_call
-    many = train.make_steps(made.step, steps, summary=generators.summary)
+    many = train.make_steps(made.step, steps, summary=updates.summary)
     return repeated(many, made.state, real, made.key), count * size * steps
 
 

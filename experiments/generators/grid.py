@@ -1,33 +1,23 @@
-"""Rows of the generators' table: what each varies, how one is trained, and what is kept of it."""
+"""Rows of the generators' table: what each varies, and the cell that is kept of it."""
 
 import dataclasses
 import json
 import pathlib
 import re
 import threading
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import sinkflow
-from experiments.generators import reports, training
+from experiments.generators import draws, measuring
 from experiments.generators.config import GeneratorConfig, preset
-from experiments.harness import files, provenance, stopping
+from experiments.harness import files, provenance
 from experiments.harness.run import WITHOUT_EFFECT
-from experiments.harness.training import memory_needed
-from experiments.images import scoring
 from sinkflow import checkpoint, generator
-from sinkflow.data import images
 from sinkflow.files import read_npy, read_object
-from sinkflow.metrics.judge import shares
 
-TIMED = 20  # draws of clouds whose losses are timed together
 KEPT = 100  # images of a row that are kept to be shown
-COVERED = 0.1  # a class is covered by this share of its share among real images
 
 
 CELL: dict[Any, Any] = {  # what tables read of a cell; all the rest are numbers
@@ -120,13 +110,6 @@ class Row(NamedTuple):
     config: GeneratorConfig
 
 
-class Data(NamedTuple):
-    """What rows are trained on and judged by."""
-
-    train: images.Images
-    scorer: scoring.Scorer
-
-
 def rows(
     out: pathlib.Path, dataset: str, groups, seeds, *, smoke: bool = False, **changes: Any
 ) -> list[Row]:
@@ -150,22 +133,22 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
-def run(row: Row, data: Data, device: threading.Lock) -> dict[str, Any]:
+def run(row: Row, data: measuring.Data, device: threading.Lock) -> dict[str, Any]:
     """Trains, draws and judges a row; writes and returns its cell, with a picture's images.
 
     Rows are prepared and judged side by side; they train one after the other.
     """
-    real = training.real_samples(row.config, data.train.pixels, data.train.labels)
+    real = draws.real_samples(row.config, data.train.pixels, data.train.labels)
     cell = {"group": row.group, "row": row.label, "seed": row.seed}
     cell |= {"config": settings(row.config), **circumstances()}
     row.file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        made, trained = train(row.config, real, device)
+        made, trained = measuring.train(row.config, real, device)
     except FloatingPointError as error:
         cell["failed"] = str(error)
     else:
-        drawn = draw(row.config, made)
-        cell |= {**trained, **data.scorer(drawn), **spread(data, drawn)}
+        drawn = measuring.draw(row.config, made)
+        cell |= {**trained, **data.scorer(drawn), **measuring.spread(data, drawn)}
         path = row.file.with_suffix(".npy")
         with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
             np.save(file, drawn[:KEPT])
@@ -180,129 +163,6 @@ def circumstances() -> dict[str, Any]:
         "versions": provenance.versions(),
         "device": provenance.device(),
     }
-
-
-def train(config: GeneratorConfig, real, lock) -> tuple[training.Generator, dict[str, Any]]:
-    """The generator, and what its training took; the lock is held from its first step on.
-
-    Raises:
-      FloatingPointError: a loss that is not finite.
-    """
-    made = training.prepare(config, real)
-    time_loss = timer_of_loss(config, real, made.scales)
-    calls, lines, told = [], [], {}
-
-    def start(program: Any) -> None:
-        told["memory_gb"] = round((memory_needed(program) or np.nan) / 1e9, 3)
-        lock.acquire()
-        told["begin"] = time.perf_counter()
-        calls.append(told["begin"])
-
-    def log(step: int, info: training.Info) -> None:
-        lines.append({name: float(value) for name, value in info._asdict().items()})
-        calls.append(time.perf_counter())
-
-    try:
-        state, _ = sinkflow.fit(
-            made.state,
-            made.step,
-            real,
-            key=made.key,
-            num_steps=config.train_steps,
-            steps_per_call=config.steps_per_call,
-            summary=training.summary,
-            compiled=start,
-            log=log,
-            stop=stopping.REQUESTS.asked,
-        )
-        if int(state.step) < config.train_steps:
-            raise stopping.Stopped("finished rows are saved")
-        seconds = time.perf_counter() - told["begin"]
-        drawing = training.generator_of(config, made.net, state.ema_params)
-        loss_ms = time_loss(drawing)
-    finally:
-        if "begin" in told:
-            lock.release()
-    # The median: while a call runs, programs of other rows may compile.
-    step_ms = 1e3 * float(np.median(np.diff(calls))) / config.steps_per_call
-    solves = {name: int(sum(line[name] for line in lines)) for name in ("unconverged", "solves")}
-    record = {
-        "steps": config.train_steps,
-        "train_s": seconds,
-        "step_ms": step_ms,
-        "loss_ms": loss_ms,
-        "memory_gb": told["memory_gb"],
-        "iterations": float(np.mean([line["iterations"] for line in lines])),
-        **solves,
-        "largest_marginal_error": max(line["marginal_error"] for line in lines),
-        "last_line": lines[-1],
-        **made.scales,
-    }
-    return drawing, record
-
-
-def timer_of_loss(config: GeneratorConfig, real, scales) -> Callable:
-    """``time(generator) -> milliseconds`` of a step without its network, compiled here.
-
-    That is the objective and its gradient in the samples.
-    """
-    of = training.by_class(config, training.objective(config))
-    key_x, key_other, key_y = jax.random.split(config.key("evaluate"), 3)
-    own = [training.labels_of(config, count) for count in (config.n, config.k)]
-    second = config.has_self_term() and config.self_cloud == "second"
-    place = jax.local_devices()[0]
-    y = jax.device_put(training.draw_real(config, real, key_y, config.m), place)
-    epsilons = [jnp.asarray(value) for value in scales["epsilon"]]
-
-    def several(x, other, y):
-        def loss(moved):
-            cloud = other if second else moved
-            return of(moved, cloud, y, key_y, epsilons, scales["temperature"])[0]
-
-        def body(total, shift):
-            value, gradient = jax.value_and_grad(loss)(x + shift)
-            return total + value + jnp.mean(gradient), None
-
-        return jax.lax.scan(body, 0.0, 1e-6 * jnp.arange(TIMED))[0]
-
-    clouds = [jax.ShapeDtypeStruct((len(labels), y.shape[-1]), y.dtype) for labels in own]
-    compiled = jax.jit(several).lower(*clouds, y).compile()
-
-    def time_loss(made: training.Generator) -> float:
-        x, other = (
-            jax.device_put(made.draw(training.latent(config, key, len(labels)), labels), place)
-            for key, labels in zip((key_x, key_other), own, strict=True)
-        )
-        jax.block_until_ready(compiled(x, other, y))
-        begin = time.perf_counter()
-        jax.block_until_ready(compiled(x, other, y))
-        return 1e3 * (time.perf_counter() - begin) / TIMED
-
-    return time_loss
-
-
-def draw(config: GeneratorConfig, made: training.Generator) -> np.ndarray:
-    """Images [num_samples, h, w, c] of bytes; with labels all classes in turn."""
-    count = -(-config.num_samples // config.sample_batch)
-    batches = []
-    for number in range(count):
-        key = jax.random.fold_in(config.key("noise"), number)
-        z = training.latent(config, key, config.sample_batch)
-        x = made.draw(z, reports.asked_labels(len(z)))
-        batches.append(np.asarray(images.unscale(x)).reshape(-1, *config.SHAPE))
-    return np.concatenate(batches)[: config.num_samples]
-
-
-def spread(data: Data, drawn: np.ndarray) -> dict[str, Any]:
-    """How much of the data's variety the images have: the shrinkage of a biased loss."""
-    judge = data.scorer.judge
-    clouds = drawn, judge.test
-    variances = [float(np.var(judge.vectors_fn(cloud), axis=0).sum()) for cloud in clouds]
-    found: dict[str, Any] = {"variance_ratio": variances[0] / variances[1]}
-    if judge.features_fn is not None:
-        own, real = (shares(judge.features_fn(cloud)[1]) for cloud in clouds)
-        found["classes_covered"] = int(np.sum(own >= COVERED * real))
-    return found
 
 
 def read(row: Row) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.generators import training
+from experiments.generators import draws, training
 from experiments.generators.config import GeneratorConfig
 from experiments.harness import provenance
 from experiments.harness.run import Run
@@ -62,10 +62,10 @@ def report_digits(config: GeneratorConfig) -> dict:
     order = np.asarray(jax.random.permutation(config.key("shuffle"), len(pixels)))
     test, real = order[: config.num_samples], order[config.num_samples :]
     run = Run(config)
-    rows = training.real_samples(config, pixels[real], labels[real])
+    rows = draws.real_samples(config, pixels[real], labels[real])
     made, scales = training.learn(run, config, rows)
     with run.timed("sample"):
-        z = training.latent(config, config.key("noise"), config.num_samples)
+        z = draws.latent(config, config.key("noise"), config.num_samples)
         asked = asked_labels(config.num_samples)
         samples = np.asarray(made.draw(z, asked))
     with run.timed("evaluate"):
@@ -100,7 +100,7 @@ def report_images(config: Any) -> dict:
     drawn_with = config.num_samples, config.inception_weights
     # first: what it lacks is said at once
     score = scoring.Scorer(config.dataset, train_set, test_set, *drawn_with)
-    rows = training.real_samples(config, train_set.pixels, train_set.labels)
+    rows = draws.real_samples(config, train_set.pixels, train_set.labels)
     made, scales = training.learn(run, config, rows)
     scheme = Scheme(METHOD, 1, lambda z: made.draw(z, asked_labels(len(z))))
     names = ("num_samples", "sample_batch", "inception_weights")
@@ -159,7 +159,7 @@ def draw_grids(run: Run, made: training.Generator, samples, real) -> None:
     pairs = {"samples": some, "nearest training images": nearest}
     plotting.save(plotting.image_grid(pairs, COLUMNS, beside=2), run.out / "neighbours.png")
     ends = jax.random.split(made.config.key("evaluate"))
-    start, end = (training.latent(made.config, key, COLUMNS) for key in ends)
+    start, end = (draws.latent(made.config, key, COLUMNS) for key in ends)
     # On an arc: a line between two normal points leaves the sphere that they lie near.
     angles = jnp.linspace(0.0, jnp.pi / 2, COLUMNS)[:, None, None]
     z = jnp.cos(angles) * start[None] + jnp.sin(angles) * end[None]

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.generators import training
-from experiments.generators.config import check, preset
+from experiments.generators import draws, training, updates
+from experiments.generators.checks import check
+from experiments.generators.config import preset
 from experiments.vectors.methods import Learned
 from experiments.vectors.seeds import Keys, Setting
 from sinkflow import data, train
@@ -46,12 +47,12 @@ def generator(setting: Setting, keys: Keys, timed: Callable, **changes: Any) -> 
         warmup_steps=min(config.warmup_steps, most // 20),
     )
     check(config)
-    epsilons, temperature = training.units(config, None)
+    epsilons, temperature = draws.units(config, None)
     net = training.network(config)
-    step = training.make_step(config, net, epsilons, temperature)
-    steps = train.make_steps(step, config.steps_per_call, summary=training.summary)
+    step = updates.make_step(config, net, epsilons, temperature)
+    steps = train.make_steps(step, config.steps_per_call, summary=updates.summary)
     split = jax.vmap(jax.random.split)(keys.fit)
-    optimizer = training.make_optimizer(config)
+    optimizer = updates.make_optimizer(config)
     state = jax.jit(jax.vmap(lambda key: train.create(net.init(key), optimizer)))(split[:, 0])
     # Compiled before the clock starts: every task has a program of its own.
     program = jax.jit(jax.vmap(lambda state, key: steps(state, None, key)), donate_argnums=0)

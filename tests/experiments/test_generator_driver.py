@@ -12,8 +12,9 @@ import PIL.Image
 import pytest
 
 from experiments import generator, sample
-from experiments.generators import training
-from experiments.generators.config import IMAGES, check, preset
+from experiments.generators import draws, training, updates
+from experiments.generators.checks import check
+from experiments.generators.config import IMAGES, preset
 from experiments.harness import cli
 from sinkflow import checkpoint, data, train
 from sinkflow import generator as objectives
@@ -37,7 +38,7 @@ def state_of(out):
     made = training.restored(out)
     net = training.network(made.config)
     like = jax.eval_shape(
-        lambda key: train.create(net.init(key), training.make_optimizer(made.config)),
+        lambda key: train.create(net.init(key), updates.make_optimizer(made.config)),
         jax.random.key(0),
     )
     return checkpoint.restore(out / "checkpoints", like, config)
@@ -99,7 +100,7 @@ def test_a_run_whose_solves_fail_stops_with_their_count(tmp_path):
 
 
 def test_the_stop_is_at_the_stated_share():
-    info = training.Info(*map(jnp.asarray, (1.0, 1.0, 0.5, 9.0, 2, 100, 0.1)))
+    info = updates.Info(*map(jnp.asarray, (1.0, 1.0, 0.5, 9.0, 2, 100, 0.1)))
     training.watch(small(max_unconverged=0.02))(10, info)
     training.watch(small(allow_unconverged=True, max_unconverged=0.0))(10, info)
     with pytest.raises(RuntimeError, match=r"step 10: 2 of the last 100 solves .* 0\.5\)"):
@@ -120,7 +121,7 @@ def test_digits_are_drawn_by_their_label(tmp_path):
     assert drawn.shape == np.load(file).shape == (12, 64)
     made = training.restored(tmp_path / "run")
     [key] = jax.random.split(jax.random.key(0), 1)
-    z = training.latent(made.config, key, sample.BATCH)
+    z = draws.latent(made.config, key, sample.BATCH)
     expected = made.draw(z, jnp.asarray([3, 7] * (sample.BATCH // 2)))[:12]
     np.testing.assert_array_equal(drawn, np.asarray(expected))
     with pytest.raises(ValueError, match=r"labels is \(10,\); classes are 0 to 9"):
@@ -164,11 +165,11 @@ def test_every_choice_makes_steps(changes):
     real = None
     if config.dataset not in data.TASKS:
         pixels = np.zeros((800, *config.SHAPE), np.uint8)
-        real = training.real_samples(config, pixels, np.arange(800) % 10)
-    step = training.make_step(config, net, jnp.ones(len(config.epsilon)), 1.0)
-    steps = train.make_steps(step, config.steps_per_call, summary=training.summary)
+        real = draws.real_samples(config, pixels, np.arange(800) % 10)
+    step = updates.make_step(config, net, jnp.ones(len(config.epsilon)), 1.0)
+    steps = train.make_steps(step, config.steps_per_call, summary=updates.summary)
     state = jax.eval_shape(
-        lambda key: train.create(net.init(key), training.make_optimizer(config)),
+        lambda key: train.create(net.init(key), updates.make_optimizer(config)),
         jax.random.key(0),
     )
     after, info = jax.eval_shape(steps, state, real, jax.random.key(0))
@@ -185,11 +186,11 @@ def test_inner_steps_follow_one_velocity():
         for count in (1, 2, 8)
     )
     net, key = training.network(one), jax.random.key(3)
-    state = train.create(net.init(jax.random.key(2)), training.make_optimizer(one))
-    z = training.latent(one, jax.random.split(key, 4)[1], one.n)
+    state = train.create(net.init(jax.random.key(2)), updates.make_optimizer(one))
+    z = draws.latent(one, jax.random.split(key, 4)[1], one.n)
 
     def sampled(config):
-        step = training.make_step(config, net, jnp.ones(1), 1.0)
+        step = updates.make_step(config, net, jnp.ones(1), 1.0)
         after, seen = jax.jit(step)(state, None, key)
         assert int(after.step) == 1
         return net.apply_fn(after.params, z, jnp.zeros(one.n, int)), seen[0]
@@ -197,11 +198,11 @@ def test_inner_steps_follow_one_velocity():
     (first, value), (second, again), (last, _) = map(sampled, (one, two, eight))
     np.testing.assert_allclose(again, value, rtol=1e-6)  # the loss is that of the velocity's cloud
     keys = jax.random.split(key, 4)
-    y = training.draw_real(one, None, keys[0], one.m)[0]
-    other = net.apply_fn(state.params, training.latent(one, keys[2], one.k), jnp.zeros(one.k, int))
+    y = draws.draw_real(one, None, keys[0], one.m)[0]
+    other = net.apply_fn(state.params, draws.latent(one, keys[2], one.k), jnp.zeros(one.k, int))
     start = net.apply_fn(state.params, z, jnp.zeros(one.n, int))
     scale = [jnp.asarray(one.epsilon_start)]
-    slope = jax.grad(lambda x: training.objective(one)(x, other, y, keys[3], scale, 1.0)[0])(start)
+    slope = jax.grad(lambda x: updates.objective(one)(x, other, y, keys[3], scale, 1.0)[0])(start)
     left = [jnp.mean((x - (start - one.n * slope)) ** 2) for x in (start, first, second, last)]
     assert left[0] > left[1] > left[2] > left[3]
     np.testing.assert_allclose(left[0], value, rtol=1e-4)  # half of |v|^2, in two dimensions
@@ -212,9 +213,9 @@ def test_real_samples_are_of_the_asked_classes():
     labels = np.arange(400) % 10
     labels[:100] = 0  # classes of different sizes
     samples = np.stack([labels, np.arange(400)], axis=1).astype(np.float32)
-    real = training.real_samples(config, samples, labels)
+    real = draws.real_samples(config, samples, labels)
     assert len(real.counts) == 10 and int(real.counts.sum()) == 400
-    drawn = training.draw_real(config, real, jax.random.key(0), 8_000)
+    drawn = draws.draw_real(config, real, jax.random.key(0), 8_000)
     assert drawn.shape == (10, 800, 2)
     np.testing.assert_array_equal(drawn[:, :, 0], np.arange(10)[:, None] * np.ones(800))
     seen = len(np.unique(np.asarray(drawn[:, :, 1])))
@@ -222,11 +223,11 @@ def test_real_samples_are_of_the_asked_classes():
 
 
 def test_epsilon_is_in_its_unit():
-    length = training.units(small(epsilon=(0.3,)), None)[0]
-    cost = training.units(small(epsilon=(0.3,), epsilon_unit="mean-cost"), None)[0]
+    length = draws.units(small(epsilon=(0.3,)), None)[0]
+    cost = draws.units(small(epsilon=(0.3,), epsilon_unit="mean-cost"), None)[0]
     assert length == pytest.approx([0.3]) and 1 < cost[0] / 0.3 < 20  # moons: its variance
     wanted = small(epsilon=(3.0,), epsilon_unit="neighbours", m=128)
-    near, distance = training.units(wanted, None)
+    near, distance = draws.units(wanted, None)
     assert 1e-3 < near[0] < 1 and distance > 0
 
 

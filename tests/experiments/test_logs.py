@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from experiments import classifier, digits, generator, mnist, plane, table_plane
-from experiments.generators.training import learning_rate, logged_rate
+from experiments.generators.updates import learning_rate, logged_rate
 from experiments.harness import training
 from experiments.harness.run import Run, recorded
 from experiments.harness.settings import flat, made, replaced

@@ -10,7 +10,8 @@ import pytest
 import experiments
 from experiments import table_generators
 from experiments.generators import comparison, grid, refinement
-from experiments.generators.config import check, preset
+from experiments.generators.checks import check
+from experiments.generators.config import preset
 from experiments.generators.training import Generator
 from sinkflow.fit import Field
 

@@ -20,6 +20,7 @@ from experiments.harness.run import Run
 from experiments.harness.settings import made
 from experiments.images import judge
 from sinkflow import checkpoint, pool
+from sinkflow.nets import classifier
 from tests.tested import flips_per_kind, write_record
 
 CONFIG = {"epsilon": 0.02, "task": "moons"}
@@ -113,13 +114,14 @@ def test_every_changed_bit_of_a_pool_is_refused_with_the_remedy(tmp_path, random
 
 
 def test_every_changed_bit_of_a_classifier_is_refused(tmp_path, random):
-    weights = {"head": {"bias": np.arange(3.0), "kernel": np.ones((2, 3))}}
+    like = jax.eval_shape(judge.MODEL.init, jax.random.key(0), jnp.zeros((1, *classifier.SHAPE)))
+    weights = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), like)
     judge.write_classifier(tmp_path, "toy", weights, {"test_accuracy": 0.5})
     again = lambda: judge.read_classifier("toy", tmp_path)
     missed = unnoticed(tmp_path, flips_per_kind(), random, lambda: refused(again))
     assert not missed, missed
     write_record("flips", "classifier", {"flips": flips_per_kind(), "seed": SEED})
-    np.testing.assert_array_equal(again().params["head"]["bias"], np.arange(3.0))
+    chex.assert_trees_all_equal(again().params, jax.tree.map(np.float32, judge.half(weights)))
 
 
 def test_orbax_alone_does_not_see_all_of_them(tmp_path, random):
