@@ -3,7 +3,10 @@
 import os
 import pathlib
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Most tests compile for longer than they run: here programs are slower, but sooner there.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # drivers that are called keep nothing
 os.environ["NPROC"] = "32"  # four virtual devices on two cores otherwise starve one another

@@ -43,7 +43,7 @@ def numbers(seed: int = 0) -> dict[str, float]:
     path = jnp.sum(rows.width[..., None] * rows.velocity, axis=1)
     model = nets.VelocityMLP((32, 32))
     optimizer = optax.adam(1e-2)
-    draw = functools.partial(pool.sample, batch_size=32)  # on each of four devices
+    draw = functools.partial(pool.sample, batch_size=128)
     lines = []
     state, _ = sinkflow.fit(
         train.init(keys[3], model, optimizer, 2),
