@@ -20,6 +20,7 @@ PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(
 API = "\n".join(path.read_text() for path in sorted((DOCS / "api").glob("*.rst")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if ">>>" in text])
 def test_python_of_a_page_runs(name, unchecked_shapes):
     # Fences become blank lines, at which doctest ends what it expects.

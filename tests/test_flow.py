@@ -295,6 +295,7 @@ def test_exact_gaussian_flow_ends_at_the_target():
     np.testing.assert_allclose(linear @ COV_X @ linear.T, COV_Y, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_particles_between_gaussians_tend_to_the_exact_flow(key):
     epsilon, step_size, num_steps = 0.5, 0.02, 50  # Euler's own error is below 0.01 then
     mean, linear = gaussian_flow(epsilon, step_size * num_steps)

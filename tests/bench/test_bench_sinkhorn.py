@@ -129,6 +129,7 @@ def problem():
     return x, y, epsilon, velocity
 
 
+@pytest.mark.slow
 def test_reference_is_ott_in_float64(problem):
     from ott.geometry import pointcloud
     from ott.solvers import linear

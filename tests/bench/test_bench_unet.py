@@ -72,6 +72,7 @@ def test_operations_are_those_counted_by_hand():
     assert count_flops(jaxpr) == 2 * 2 * 16 * (27 * 8 + 2 * 8 * 5)
 
 
+@pytest.mark.slow
 def test_the_cifar_network_is_the_one_measured_and_has_the_known_operations():
     config = bench_unet.Config()
     assert config.network.unet(flash=True) == unet.CIFAR_UNET()

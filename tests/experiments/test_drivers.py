@@ -313,6 +313,7 @@ def test_a_config_of_parts_is_flat_in_records_and_is_made_from_them():
         made(plane.Config, epsilonn=1.0)
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_anew(start, smoke, programs, tmp_path):
     kept = sorted(programs.glob("*-cache"))
     running = start("--out", tmp_path / "again")  # the same program, compiled by the fixture

@@ -155,6 +155,7 @@ def test_pool_of_flows_ends_at_images(key, config, pixels):
     assert record["unconverged"] == 0 and record["neighbours"][-1] < 1.1
 
 
+@pytest.mark.slow
 def test_parts_of_a_training_have_clouds_of_their_own(config, pixels):
     make = flow_pools(config, pixels)
     first, again, other = make(0), make(0), make(1)

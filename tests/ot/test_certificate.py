@@ -113,7 +113,7 @@ def clouds(n=30, m=20, d=16):
 
 
 @pytest.mark.parametrize("d", [pytest.param(2, marks=pytest.mark.slow), 16])
-@pytest.mark.parametrize("place", [1e3, 1e9, 1e30])
+@pytest.mark.parametrize("place", [1e3, pytest.param(1e9, marks=pytest.mark.slow), 1e30])
 def test_points_without_mass_decide_nothing(d, place):
     x, y = clouds(d=d)
     epsilon = 0.25 * d

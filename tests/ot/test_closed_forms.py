@@ -459,6 +459,7 @@ def both_ways(solve, pairs):
     return jax.vmap(solve)(*pairs), scanned
 
 
+@pytest.mark.slow
 def test_one_velocity_of_a_batch_that_fails_is_the_one_flagged(key):
     pairs, expected = batch(key)
     solve = jax.jit(lambda x, y: sinkhorn_velocity(x, y, 0.5, limits=Limits(max_iterations=40)))

@@ -333,6 +333,7 @@ def test_gaussian_map_is_the_optimum(epsilon):
     np.testing.assert_allclose(precision[:2, 2:], -np.eye(2) / epsilon, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_velocity_between_gaussians_tends_to_the_closed_form(key):
     epsilon, sizes, seeds = 0.5, [64, 256, 1024], 4
     linear = gaussian_map(COV_X, COV_Y, epsilon) - gaussian_map(COV_X, COV_X, epsilon)

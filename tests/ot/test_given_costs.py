@@ -266,6 +266,7 @@ def test_second_derivatives_see_the_plan_move(x64, gradient):
     np.testing.assert_allclose(found, central_difference(plans, (cost,), (move,)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_few_unrolled_updates_are_differentiated_as_they_are(x64):
     """Three updates of the textbook from g = 0, and the derivative of what they make of the dual.
 

@@ -28,7 +28,7 @@ def problem(key, d):
     return x, y, a / a.sum(), (b.at[0].set(0.0)) / b[1:].sum()
 
 
-@pytest.mark.parametrize("d", [2, 64])
+@pytest.mark.parametrize("d", [2, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("storage", ["half", "chunks"])
 def test_storage_does_not_change_the_solve(key, small_chunks, d, storage):
     x, y, a, b = problem(key, d)

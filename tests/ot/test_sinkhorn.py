@@ -335,7 +335,9 @@ def test_useless_initial_potentials_cost_nothing(key, epsilon, size):
 def test_self_solve_is_the_solve_with_itself(key, epsilon):
     (x, _, a, _), (exact, _, a64, _) = problem(key, 2)
     one = sinkhorn_self(x, epsilon, a=a, limits=Limits(2e-5))
-    two = sinkhorn(x, x, epsilon, a=a, b=a, limits=Limits(2e-5))
+    # With costs of up to 320 epsilon float32 leaves two potentials an error of 2e-5, which one
+    # potential, with the zeros of its costs exact, does not meet.
+    two = sinkhorn(x, x, epsilon, a=a, b=a, limits=Limits(1e-4))
     assert one.converged & two.converged
     np.testing.assert_array_equal(one.f, one.g)
     np.testing.assert_allclose(one.value, two.value, rtol=1e-4)
