@@ -19,14 +19,19 @@ def rounds(
 
     In a round every device of every process has ``clouds_per_call`` clouds, or fewer, if that is
     enough for one round. Where the clouds do not fill the last round, the last cloud is simulated
-    several times; :func:`together` drops what is too much. Where the devices share each solve,
-    they are as one.
+    several times; :func:`together` drops what is too much.
     """
-    devices = 1 if isinstance(storage, Sharded) else jax.local_device_count()
+    devices = _sharing(storage)
     own = devices * min(clouds_per_call, -(-num_clouds // (devices * jax.process_count())))
     everyone = np.arange(own) + own * jax.process_index()
     firsts = range(0, num_clouds, own * jax.process_count())
     return [np.minimum(first + everyone, num_clouds - 1) for first in firsts]
+
+
+def _sharing(storage: Storage) -> int:
+    """Local devices that share the clouds: one where each solve, or the user's mesh, has all."""
+    meshed = not jax.sharding.get_abstract_mesh().empty
+    return 1 if meshed or isinstance(storage, Sharded) else jax.local_device_count()
 
 
 def together(parts: list[Any], num_clouds: int) -> Any:
@@ -66,7 +71,7 @@ def simulate(
     The local devices share the clouds. Each goes its own way, without waiting for the others.
     """
     numbers, static = (epsilon, step_sizes, *limits[:2]), (limits.storage, independent_self)
-    if jax.local_device_count() == 1 or isinstance(limits.storage, Sharded):
+    if _sharing(limits.storage) == 1:
         return _simulate((x, y), numbers, *static)
     clouds = parallel.shard((x, y))
     found = _spread(clouds, parallel.replicate(jax.tree.map(jnp.asarray, numbers)), *static)

@@ -95,7 +95,8 @@ def build(
 
     The local devices share the clouds, and so do the processes of a distributed program. The pool
     lies on the first device, whole in every process. With the storage :class:`sinkflow.Sharded`
-    the devices share each solve instead, and the pool lies on its mesh.
+    the devices share each solve instead, and the pool lies on its mesh. Within
+    :func:`jax.set_mesh` it is built where that mesh says.
 
     Args:
       key: cloud i is drawn from ``fold_in(key, i)``, whatever ``clouds_per_call``.
