@@ -16,9 +16,14 @@ def flips_per_kind() -> int:
     return int(os.environ.get("SINKFLOW_FLIPS", FLIPS))
 
 
+def recording() -> bool:
+    """Whether a campaign runs, the whole of what the gate runs in a reduced form."""
+    return bool(os.environ.get("SINKFLOW_RECORD"))
+
+
 def write_record(name: str, row: str, values: dict) -> None:
     """Puts a row into experiments/results/tested-NAME.json, where SINKFLOW_RECORD is set."""
-    if not os.environ.get("SINKFLOW_RECORD"):
+    if not recording():
         return
     path = RESULTS / f"tested-{name}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}

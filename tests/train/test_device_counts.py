@@ -9,9 +9,9 @@ import pytest
 
 from sinkflow import parallel
 from tests import devices
-from tests.tested import write_record
+from tests.tested import recording, write_record
 
-COUNTS = (2, 4, 8)
+COUNTS = (2, 4, 8) if recording() else (8,)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_shard_map_trains_as_pmap_bit_for_bit(case, monkeypatch):
 
 @pytest.mark.slow
 def test_any_number_of_devices_trains_as_one(tmp_path):
-    """All cases on 1, 2, 4 and 8 devices."""
+    """All cases on one device and on :data:`COUNTS`."""
     for count in (1, *COUNTS):
         devices.process(count, tmp_path / str(count), devices.STEPS, *devices.CASES, "pool")
     for case in (*devices.CASES, "pool"):
@@ -56,7 +56,8 @@ def test_any_number_of_devices_trains_as_one(tmp_path):
 @pytest.mark.slow
 def test_checkpoints_move_between_numbers_of_devices(tmp_path):
     """Begun on two devices, finished on four and on one."""
-    cases, half = ("SGD", "Adam", "UNet with dropout"), devices.STEPS // 2
+    cases, half = ("SGD", "Adam"), devices.STEPS // 2
+    cases += ("UNet with dropout",) if recording() else ()
     devices.process(1, tmp_path / "undisturbed", devices.STEPS, *cases)
     devices.process(2, tmp_path / "begun", half, *cases)
     for count in (4, 1):
