@@ -232,6 +232,7 @@ def test_a_wrong_epsilon_is_an_error_at_the_call_and_data_in_a_trace(key, epsilo
     assert not traced(epsilon)[2].converged.any()
 
 
+@pytest.mark.slow
 def test_halves_are_each_others_self_reference(key):
     x, y = clouds(key)
     x, y = x[: 2 * (N // 2)], y[: 2 * (M // 2)]

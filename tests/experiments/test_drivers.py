@@ -375,6 +375,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(monkeypatch, tmp_path, o
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_an_unconverged_pool_is_refused_and_can_be_mended_in_place(monkeypatch, tmp_path):
     flags = ["--num-particles", "16", "--num-clouds", "1", "--out", tmp_path / "run"]
     message = plane_halted(monkeypatch, *flags, "--epsilon", "1e-6")

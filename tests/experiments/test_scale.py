@@ -36,6 +36,7 @@ def test_solves_spread_over_devices(tmp_path):
         assert spread[solve]["num_iterations"] == one[solve]["num_iterations"]
 
 
+@pytest.mark.slow
 def test_what_did_not_converge_is_said(tmp_path):
     config = scale.Config(**scale.Config.SMOKE, threshold=1e-9, out=str(tmp_path))
     assert "NOT converged" in scale.solves_text(scale.main(config))

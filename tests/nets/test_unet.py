@@ -95,6 +95,7 @@ def test_half_precision_stays_near_single(key):
     assert 0 < np.linalg.norm(actual - expected) < 0.03 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_velocity_depends_on_image_time_and_label(key):
     apply, params = applied(), perturbed(parameters())
     x, t, labels = inputs(key)

@@ -311,6 +311,7 @@ def test_other_numbers_are_computed_in_float32(dtype, unchecked_shapes):
     np.testing.assert_allclose(general.value, expected.value, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_nan_is_made_in_a_right_solve():
     """A user who looks for NaN op by op does not stop in ours."""
     x, y = clouds(6, 5, 2)

@@ -474,6 +474,7 @@ def test_one_velocity_of_a_batch_that_fails_is_the_one_flagged(key):
                 np.testing.assert_allclose(velocities[index], velocity, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_solve_of_a_batch_in_chunks_that_fails_is_the_one_flagged(key, small_chunks):
     pairs, expected = batch(key)
     solve = lambda x, y: sinkhorn(x, y, 0.5, limits=Limits(max_iterations=40, storage="chunks"))

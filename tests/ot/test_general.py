@@ -28,6 +28,7 @@ def manhattan(x, y):
     return jnp.sum(jnp.abs(x - y))
 
 
+@pytest.mark.slow
 def test_agrees_with_our_solver_on_our_cost(problem):
     x, y, a, b = problem
     ours = sinkhorn(x, y, 0.2, a=a, b=b, **EXACT)

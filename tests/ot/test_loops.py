@@ -118,6 +118,7 @@ def test_solves_of_a_batch_are_those_of_its_clouds():
         np.testing.assert_allclose(batch.marginal_error[index], one.marginal_error, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_pool_is_that_of_its_clouds():
     """One by one or side by side, to what float32 leaves of differently ordered sums."""
 
