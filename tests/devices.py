@@ -34,7 +34,7 @@ def environment(devices: int) -> dict[str, str]:
     """Of a process that has so many CPU devices; nothing of the tests' own reaches it."""
     own = ("XLA_FLAGS", "NPROC", "JAX_ENABLE_COMPILATION_CACHE")
     kept = {name: value for name, value in os.environ.items() if name not in own}
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     # Virtual devices on few cores otherwise starve one another.
     own = {"XLA_FLAGS": flags, "NPROC": "32", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return {**kept, **own}
