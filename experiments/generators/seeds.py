@@ -17,10 +17,10 @@ from sinkflow import data, train
 # Clouds as large as a GPU solves in the time of small ones, and many optimiser steps on each solve:
 # all seeds train in about the time of NSGF.
 SETTINGS: dict[str, Any] = {
-    **dict.fromkeys("nmk", 1024),
+    **dict.fromkeys("nmk", 2048),
     "epsilon": (0.02,),
     "epsilon_start": 20.0,
-    "train_steps": 600,
+    "train_steps": 300,
     "inner_steps": 16,
     "learning_rate": 4e-3,
 }
