@@ -1,5 +1,6 @@
 """Blocks of generators.md: rows of one-step generators, whatever the records hold of them."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ RECORDS = tuple(p.stem for p in sorted(RESULTS.glob("table-generators-*.json"), 
 SEARCH = "generator-search-h100"
 IN_PLANE = "table-plane-generators"
 TIMED = "generator-mnist"
+LONGEST = "generator-mnist-long"
+REFINED = "refine-mnist"
 SLOW = (10, 100)  # evaluations whose speed is shown
 # Settings of the search that are shown where they differ between its rows.
 KNOBS = (
@@ -52,7 +55,7 @@ def beside() -> str:
     header = ["method", "NFE", *names, "training [s]"]
     made = []
     for dataset, own in cells().items():
-        body = _best(own)
+        body = [*_best(own), *(_longest() if dataset == "mnist" else [])]
         for method in images.RUNS:
             for (other, nfe), row in images.rows(dataset).items():
                 if other == method and nfe in COUNTS:
@@ -76,6 +79,18 @@ def _best(own: list[dict[str, Any]]) -> list[list[str]]:
         + [comparison.number(group, name) for name in (*QUALITY, "train_s")]
         for (label, steps), group in same.items()
     ]
+
+
+def _longest() -> list[list[str]]:
+    """The run that was given the most time; its seconds are those of its log, compilation too."""
+    found = record(LONGEST)
+    (row,), config = found["rows"], found["config"]
+    lines = (RESULTS / f"{LONGEST}.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds"] for line in lines)
+    sizes = f"clouds of {config['n']:,} and {config['m']:,}"
+    label = f"generator: {link(LONGEST, sizes)}, {config['train_steps']:,} steps, 1 seed"
+    values = [f"{row[name]:.3g}" for name in QUALITY]
+    return [[label, "1", *values, f"{seconds:.0f} with compilation"]]
 
 
 def speed() -> str:
@@ -102,6 +117,28 @@ def _fields() -> dict[str, dict[str, Any]]:
 
 def _seeds(group: list[dict[str, Any]]) -> str:
     return f"{len(group)} seed{'s' if len(group) > 1 else ''}"
+
+
+def refined() -> str:
+    """Samples of one evaluation carried on by a straight flow, beside NSGF++ at equal counts."""
+    found = record(REFINED)
+    counts = sorted({row["nfe"] for row in found["rows"]})
+    starts = dict.fromkeys(row["method"] for row in found["rows"])
+    scored = {(row["method"], row["nfe"]): row for row in found["rows"]}
+    body = [[name, *_at(scored, name, counts)] for name in starts]
+    others = images.rows("mnist")
+    for name in ("NSGF++", "OT-CFM", "FM"):
+        body.append([name, *_at(others, name, counts)])
+    header = ["FD ↓ of", *(f"NFE {count}" for count in counts)]
+    title = "mnist: one evaluation, samples taken back to time t that follow the flow, and fields"
+    made = tables.markdown(tables.Table(title, header, body))
+    made += f"\n[Record]({REFINED}.json), {found['device']['kind']}, commit {found['commit']}.\n"
+    return made
+
+
+def _at(rows: Any, method: str, counts: list[int]) -> list[str]:
+    """A method's FD at each number of evaluations, where it was scored."""
+    return [f"{rows[method, n]['fd']:.2f}" if (method, n) in rows else "" for n in counts]
 
 
 def small() -> str:
@@ -197,6 +234,7 @@ BLOCKS = {
     "generators-grid": grid,
     "generators-beside": beside,
     "generators-speed": speed,
+    "generators-refined": refined,
     "generators-plane": in_plane,
     "generators-search": search,
 }
