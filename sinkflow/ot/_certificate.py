@@ -95,7 +95,7 @@ def _value(
         return jnp.sum(a * _kernel.map_rows(row_fn, cost, f))
 
     # One more pass, which is made only where it is needed.
-    gap = _loops.only_if(epsilon > mean, gap_of, cost, f, g, epsilon, a, b)
+    gap = _loops.only_if(epsilon > mean, gap_of, jnp.zeros_like(mean), cost, f, g, epsilon, a, b)
     dual = jnp.sum(a * f) + jnp.sum(b * g) - epsilon * excess
     return jnp.where(epsilon > mean, mean - epsilon * gap, dual)
 

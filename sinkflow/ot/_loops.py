@@ -1,4 +1,4 @@
-"""A while loop whose batches do not wait for their slowest member."""
+"""A while loop whose batches do not wait for their slowest member, and a conditional for them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,18 +55,30 @@ def while_loop(unfinished: Callable, advance: Callable, problem: Any, state: Any
     return loop(problem, state)
 
 
-def only_if(needed: Array, compute: Callable[..., Array], *inputs: Any) -> Array:
-    """``compute(*inputs)`` where it is needed, else 0; a batch computes it if any member needs it.
+def only_if(needed: Array, compute: Callable[..., Array], default: Array, *inputs: Any) -> Array:
+    """``compute(*inputs)`` where it is needed, else ``default``.
 
-    A conditional would be computed by every batch: :func:`jax.vmap` makes it a selection.
+    A batch computes it if any member needs it. A plain conditional would be computed by every
+    batch: :func:`jax.vmap` makes it a selection.
     """
-    kind = jax.eval_shape(compute, *inputs)
-    start = varying_with((needed, jnp.zeros(kind.shape, kind.dtype)), needed, inputs)
-    return jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(carry[0]), compute(*inputs)),
-        start,
-    )[1]
+    needed = jax.lax.stop_gradient(needed)
+    default = varying_with(default, needed, inputs)
+
+    def computed(*inputs: Any) -> Array:
+        return jnp.where(needed, varying_with(compute(*inputs), needed, inputs), default)
+
+    return jax.lax.cond(_any_member(needed), computed, lambda *_: default, *inputs)
+
+
+@jax.custom_batching.custom_vmap
+def _any_member(flag: Array) -> Array:
+    """The flag; of a batch one for all of it, so that a conditional on it stays one."""
+    return flag
+
+
+@_any_member.def_vmap
+def _any_of_batch(size: int, batched: Sequence[bool], flag: Array) -> tuple[Array, bool]:
+    return _any_member(jnp.any(flag, axis=0)), False
 
 
 def _shrinking(

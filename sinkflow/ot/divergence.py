@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _cost, _inputs, _kernel
+from sinkflow.ot import _centred, _cost, _inputs, _kernel, _loops
 from sinkflow.ot._gradients import Problem
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._projection import project
@@ -178,11 +178,12 @@ def _self_images(
 @jax.jit
 def _self_project(cost: _cost.Cost, f: VectorN, epsilon: Scalar, a: VectorN) -> CloudN:
     diagonal = a * jnp.exp(2 * f / epsilon)  # of the plan's rows, which sum to 1
-    return jax.lax.cond(
-        jnp.all(diagonal > 1 - OFF_DIAGONAL),
-        lambda: cost.x,
-        lambda: project(cost, f, epsilon, a)[0],
-    )
+    moved = ~jnp.all(diagonal > 1 - OFF_DIAGONAL)
+    return _loops.only_if(moved, _own_images, cost.x, cost, f, epsilon, a)
+
+
+def _own_images(cost: _cost.Cost, f: VectorN, epsilon: Scalar, a: VectorN) -> CloudN:
+    return project(cost, f, epsilon, a)[0]
 
 
 def sinkhorn_divergence(

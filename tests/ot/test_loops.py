@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkflow import pool, sinkhorn
+from sinkflow import pool, sinkhorn, sinkhorn_velocity
 from sinkflow.flow import step_sizes
-from sinkflow.ot import _loops
+from sinkflow.ot import _loops, divergence
 
 
 def unfinished(problem, state):
@@ -132,3 +132,52 @@ def test_a_pool_is_that_of_its_clouds():
         for count in (12, 1)
     ]
     np.testing.assert_allclose(pools[0].x, pools[1].x, atol=5e-3)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 2)])
+@pytest.mark.parametrize("threshold", [-1.0, 3.0, 99.0], ids=["all", "some", "none"])
+def test_a_batch_computes_what_a_member_needs_and_nothing_else(shape, threshold):
+    """Members that need it by a callback from each; also of batches of batches."""
+    computed = []
+
+    def sine(x):
+        jax.debug.callback(lambda _: computed.append(1), x[0])
+        return 2 * jnp.sin(x)
+
+    def one(x):
+        return _loops.only_if(jnp.sum(x) > threshold, sine, x, x)
+
+    function = one
+    for _ in shape:
+        function = jax.vmap(function)
+    x = jnp.arange(jnp.prod(jnp.asarray((*shape, 3))).item(), dtype=float).reshape(*shape, 3)
+    needed = x.sum(-1, keepdims=True) > threshold
+    np.testing.assert_allclose(
+        jax.jit(function)(x), jnp.where(needed, 2 * jnp.sin(x), x), rtol=1e-6
+    )
+    jax.effects_barrier()
+    assert len(computed) == (max(1, x.size // 3) if needed.any() else 0)
+    slope = jax.grad(lambda x: function(x).sum())(x)
+    np.testing.assert_allclose(slope, jnp.where(needed, 2 * jnp.cos(x), 1), rtol=1e-6)
+
+
+def test_clouds_that_stay_where_they_are_cost_no_projection(monkeypatch):
+    """In a batch of identity plans the self term's images are the clouds."""
+    projected = []
+    real = divergence.project
+
+    def counted(cost, *rest):
+        jax.debug.callback(lambda _: projected.append(1), cost.x[0, 0])
+        return real(cost, *rest)
+
+    x = 10 * jax.random.normal(jax.random.key(0), (3, 32, 20))
+    y = jax.random.normal(jax.random.key(1), (3, 32, 20))
+    expected, _ = jax.vmap(lambda x, y: sinkhorn_velocity(x, y, 0.1))(x, y)
+    jax.clear_caches()
+    monkeypatch.setattr(divergence, "project", counted)
+    velocity, info = jax.vmap(lambda x, y: sinkhorn_velocity(x, y, 0.1))(x, y)
+    jax.block_until_ready(velocity)
+    jax.effects_barrier()
+    jax.clear_caches()
+    assert bool(info.converged.all()) and len(projected) == len(x)  # towards the target alone
+    np.testing.assert_array_equal(velocity, expected)
