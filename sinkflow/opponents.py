@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sinkflow._generated import normal, samples, second_cloud, towards
 from sinkflow.ot import costs
+from sinkflow.ot._precision import matmul
 from sinkflow.types import Array, Bool, Float, PRNGKey, Scalar, ScalarLike
 
 __all__ = ["drift_loss", "energy_loss"]
@@ -104,7 +105,7 @@ def drift_loss(
     attract, repel = jnp.split(jnp.exp(both), [y.shape[0]], axis=1)
     pull = attract * jnp.sum(repel, axis=1, keepdims=True)
     push = repel * jnp.sum(attract, axis=1, keepdims=True)
-    value = towards(x, jax.lax.stop_gradient(pull @ y - push @ other))
+    value = towards(x, jax.lax.stop_gradient(matmul(pull, y) - matmul(push, other)))
     return value, jnp.isfinite(value)
 
 

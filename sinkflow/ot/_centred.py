@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sinkflow.ot import _precision
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.types import Array, Float, Scalar
 
@@ -39,7 +40,7 @@ def centred(x: CloudN, y: CloudM, a: VectorN, b: VectorM) -> Centred:
     (x, *means_x), (y, *means_y) = _at_mean(x, a), _at_mean(y, b)
     # Part by part: far from the origin a sum of parts would lose what the second one adds.
     shift = (means_x[0] - means_y[0]) + (means_x[1] - means_y[1])
-    of_x, of_y = _dot(x, shift) + 0.5 * jnp.sum(shift**2), -_dot(y, shift)
+    of_x, of_y = _precision.matvec(x, shift) + 0.5 * jnp.sum(shift**2), -_precision.matvec(y, shift)
     return Centred(x, y, jnp.stack(means_x), shift, of_x, of_y, mean(a, of_x) + mean(b, of_y))
 
 
@@ -51,9 +52,9 @@ def _at_mean(
     The second is what the first, rounded far from the origin, missed.
     """
     massive = weights[:, None] > 0
-    first = _dot(jnp.where(massive, cloud, 0).T, weights)
+    first = _precision.matvec(jnp.where(massive, cloud, 0).T, weights)
     cloud = cloud - first[None]
-    second = _dot(jnp.where(massive, cloud, 0).T, weights)
+    second = _precision.matvec(jnp.where(massive, cloud, 0).T, weights)
     cloud = cloud - second[None]
     return jnp.where(massive, cloud, jnp.clip(cloud, -FAR, FAR)), first, second
 
@@ -68,16 +69,12 @@ def mean_of_centred(x: CloudN, y: CloudM, a: VectorN, b: VectorM) -> Scalar:
     return 0.5 * (mean(a, jnp.sum(x**2, axis=1)) + mean(b, jnp.sum(y**2, axis=1)))
 
 
-def _dot(matrix: CloudN, vector: Float[Array, "d"]) -> VectorN:
-    return jnp.matmul(matrix, vector, precision=jax.lax.Precision.HIGHEST)
-
-
 @jax.jit
 def between_centred(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """:func:`sinkflow.ot.costs.squared_euclidean` of clouds near the origin already."""
     if x.shape[1] <= MAX_DIFFERENCE_DIM:
         columns = ((x[:, k, None] - y[None, :, k]) ** 2 for k in range(x.shape[1]))
         return 0.5 * sum(columns, start=jnp.zeros((x.shape[0], y.shape[0]), x.dtype))
-    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    product = _precision.matmul(x, y.T)
     half_squares = 0.5 * (jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :])
     return jnp.maximum(half_squares - product, 0.0)

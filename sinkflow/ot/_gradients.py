@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _cost, _kernel, _loops
+from sinkflow.ot import _cost, _kernel, _loops, _precision
 from sinkflow.ot._shapes import Pair, VectorM, VectorN
 from sinkflow.ot.limits import Storage
 from sinkflow.types import Array, Float, Scalar
@@ -78,7 +78,7 @@ def _dual_value_jvp(
             exponent = _kernel.log_density(row, f_i, other, epsilon)
             excess = jnp.expm1(exponent)  # keeps its digits where epsilon exceeds the costs
             density = 1 + excess
-            mean = jnp.matmul(weights * density, points, precision=jax.lax.Precision.HIGHEST)
+            mean = _precision.matmul(weights * density, points)
             # Of the last one the sum is KL(pi | a x b).
             return jnp.sum(weights * excess), mean, jnp.sum(weights * (density * exponent - excess))
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _cost, _rows
+from sinkflow.ot import _centred, _cost, _precision, _rows
 from sinkflow.ot._inputs import check_storage
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.limits import Sharded, Storage
@@ -147,7 +147,7 @@ def column_sums(
             return _recomputed(cost.transposed, g, f, epsilon)(weights)
         # Along the columns as they lie: transposing the costs takes longer than the sums.
         exponent = log_density(cost.matrix, f[:, None], g[None, :], epsilon)
-        return _matvec(weights, jnp.exp(exponent))
+        return _precision.matvec(weights, jnp.exp(exponent))
 
     return over_columns(sums, cost, f, weights)
 
@@ -210,7 +210,7 @@ def density(
     def rows(w: Array) -> Array:
         def own(matrix: Array) -> Array:
             if full:
-                return _matvec(matrix, w)
+                return _precision.matvec(matrix, w)
             return unit * jnp.sum(matrix.astype(w.dtype) * w[None, :], axis=1)
 
         return _rows.spread(devices, own, matrix)[:n]
@@ -218,7 +218,7 @@ def density(
     def columns(w: Array) -> Array:
         def own(matrix: Array, w: Array) -> Array:
             if full:
-                return _matvec(w, matrix)
+                return _precision.matvec(w, matrix)
             return unit * jnp.sum(matrix.astype(w.dtype) * w[:, None], axis=0)
 
         return _rows.summed(devices, own, matrix, w)
@@ -248,8 +248,3 @@ def _recomputed(cost: _cost.Costs, f: VectorN, g: VectorM, epsilon: ScalarLike) 
         return map_rows(row_fn, cost, f)
 
     return product
-
-
-def _matvec(left: Array, right: Array) -> Array:
-    """Matrix times vector, or vector times matrix, in full precision on every device."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

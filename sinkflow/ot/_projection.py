@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _cost, _kernel
+from sinkflow.ot import _cost, _kernel, _precision
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.types import Array, Float, Scalar
 
@@ -11,7 +11,7 @@ from sinkflow.types import Array, Float, Scalar
 def projection(logits: VectorM, y: CloudM) -> tuple[Float[Array, "d"], Scalar]:
     """Mean of y by one row of a plan, and its number of neighbours."""
     plan = jax.nn.softmax(logits)
-    return jnp.matmul(plan, y, precision=jax.lax.Precision.HIGHEST), 1 / jnp.sum(plan**2)
+    return _precision.matmul(plan, y), 1 / jnp.sum(plan**2)
 
 
 @jax.jit

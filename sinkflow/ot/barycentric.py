@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _inputs, _kernel
+from sinkflow.ot import _centred, _inputs, _kernel, _precision
 from sinkflow.ot._projection import projection
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.ot.limits import Storage
@@ -152,5 +152,5 @@ def _logits(
     weights: VectorM,
 ) -> VectorM:
     """Logarithms of a row of the plan, up to a constant, from its costs."""
-    inner = jnp.matmul(y, beyond, precision=jax.lax.Precision.HIGHEST)
+    inner = _precision.matvec(y, beyond)
     return (g + inner - row) / epsilon + jnp.log(weights)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkflow.ot import _cost, _inputs, _kernel, _matrix_gradients
+from sinkflow.ot import _cost, _inputs, _kernel, _matrix_gradients, _precision
 from sinkflow.ot._certificate import describe, doubted, marginal_error
 from sinkflow.ot._inputs import check_limits
 from sinkflow.ot._matrix_gradients import MatrixProblem
@@ -221,7 +221,7 @@ def _certify(
     cost = _matrix(cost_fn, x, y)
     exponent = _kernel.log_density(cost, f[:, None], g[None, :], epsilon)
     density = jnp.exp(exponent)
-    row_sums, column_sums = density @ b, a @ density
+    row_sums, column_sums = _precision.matvec(density, b), _precision.matvec(a, density)
     wanted = (1.0, 1.0) if penalty is None else (jnp.exp(-f / penalty), jnp.exp(-g / penalty))
     error = marginal_error(a, row_sums - wanted[0], b, column_sums - wanted[1])
     value = _matrix_gradients.objective(f, g, MatrixProblem(cost, epsilon, a, b, penalty))
@@ -235,8 +235,13 @@ def _certify(
         b,
     )
     if penalty is None:  # as in the core: where epsilon exceeds the costs
-        mean = a @ jnp.where(b > 0, cost, 0) @ b
-        gap = a @ ((jnp.expm1(exponent) - exponent) @ b)
+        mean = _under(a, jnp.where(b > 0, cost, 0), b)
+        gap = _under(a, jnp.expm1(exponent) - exponent, b)
         value = jnp.where(epsilon > mean, mean - epsilon * gap, value)
     out = SinkhornOutput(f, g, value, error, iterations, error <= threshold, *qualities)
     return doubted(out, epsilon, a, b, 0.0)
+
+
+def _under(a: VectorN, matrix: MatrixNM, b: VectorM) -> Scalar:
+    """The mean of a matrix under a x b."""
+    return jnp.sum(a * _precision.matvec(matrix, b))

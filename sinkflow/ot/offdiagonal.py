@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _inputs, _loops
+from sinkflow.ot import _centred, _inputs, _loops, _precision
 from sinkflow.ot._certificate import describe, doubted, marginal_error
 from sinkflow.ot._inputs import check_limits, check_one_device
 from sinkflow.ot._shapes import CloudN, VectorN
@@ -193,8 +193,8 @@ def _certify(
     """Barycentric images of centred x, and the certificate of the plan of f."""
     exponents = _exponents(cost, f, epsilon)
     density = jnp.exp(exponents)
-    sums = density @ weights
-    images = jnp.matmul(density, x, precision=jax.lax.Precision.HIGHEST)
+    sums = _precision.matvec(density, weights)
+    images = _precision.matmul(density, x)
     error = marginal_error(weights, sums - 1, weights, sums - 1)
     masses = density * weights[None, :]
     qualities = describe(

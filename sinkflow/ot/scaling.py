@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkflow.ot import _inputs, _loops
+from sinkflow.ot._precision import matvec
 from sinkflow.ot._shapes import MatrixNM, VectorM, VectorN
 from sinkflow.types import Array, Bool, Float, Scalar, ScalarLike
 
@@ -98,7 +99,6 @@ def _matrix_scaling(
     a, b = _inputs.distribution(a, cost), _inputs.distribution(b, cost.T)
     epsilon = _inputs.positive(epsilon)  # a wrong traced one shows
     kernel = jnp.exp(-cost / epsilon)
-    matvec = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def iteration(_: Array, scalings: tuple[Array, Array]) -> tuple[Array, Array]:
         _, v = scalings
