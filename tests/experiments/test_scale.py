@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+import sinkflow
 from experiments import scale
+from experiments.bench import large
 
 
 @pytest.mark.parametrize(("dim", "storage"), [(2, "auto"), (16, "chunks")])
@@ -20,6 +22,46 @@ def test_certificates_are_written(tmp_path, dim, storage):
         assert result[solve]["neighbours"] >= 1
     assert result["mean_speed"] > 1
     assert "NOT" not in scale.solves_text(result)
+
+
+def coupling(tmp_path, **changes):
+    return scale.Config(
+        **scale.Config.SMOKE, work="coupling", dim=3, out=str(tmp_path), seed=1, **changes
+    )
+
+
+def test_a_coupling_is_timed_alone(tmp_path):
+    result = scale.main(coupling(tmp_path))
+    assert result["cloud to target"]["converged"] and "cloud to itself" not in result
+    assert result["value"] > 0
+
+
+@pytest.mark.parametrize(("shift", "converged"), [(0.0, True), (0.3, False)])
+def test_a_rivals_coupling_has_our_certificate(tmp_path, monkeypatch, shift, converged):
+    """A rival that gives our potential is certified; one that errs, whatever it says, is not."""
+
+    def multiscale():
+        def solve(x, y, epsilon, tolerance):
+            out = sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(tolerance / 2))
+            return out.g + shift * epsilon * (y[:, 0] > 0), 0.5, "accepted"
+
+        return solve
+
+    monkeypatch.setattr(large.flash, "multiscale", multiscale)
+    own = scale.main(coupling(tmp_path / "own"))
+    result = scale.main(coupling(tmp_path / "rival", library="flash-sinkhorn"))
+    assert result["seconds"] == 0.5 and result["rival_says"] == "accepted"
+    assert result["cloud to target"]["converged"] == converged
+    if converged:
+        assert result["value"] == pytest.approx(own["value"], rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"dim": 2}, {"work": "velocity"}, {"devices": 2}])
+def test_a_rival_that_cannot_do_it_is_refused(tmp_path, changes):
+    config = coupling(tmp_path, library="flash-sinkhorn")
+    with pytest.raises(ValueError, match="library is flash-sinkhorn, which gives couplings"):
+        scale.main(dataclasses.replace(config, **changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_solves_spread_over_devices(tmp_path):

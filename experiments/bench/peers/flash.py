@@ -2,6 +2,11 @@
 
 import functools
 import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from experiments.bench.peers.base import Sweep
 from experiments.bench.peers.torch import SCALINGS, TorchPeer, annealed_passes
@@ -88,3 +93,27 @@ class TunedFlash(Flash):
 
     def procedure(self, epsilon, scaling):
         return {}
+
+
+def multiscale() -> Callable[..., tuple[np.ndarray, float, str]]:
+    """Its multiscale solver: (x, y, epsilon, tolerance) to g [m], seconds, and what it says.
+
+    It knows points of three dimensions, stores which blocks of the plan matter, and ends when the
+    marginal error of a sample of points is below the tolerance.
+    """
+    peer = Flash()
+    import flash_sinkhorn
+
+    def solve(x: Any, y: Any, epsilon: float, tolerance: float) -> tuple[np.ndarray, float, str]:
+        options = {"half_cost": True, "debias": False, "backend": "multiscale", "tol": tolerance}
+        blur = math.sqrt(epsilon)
+        loss = flash_sinkhorn.SamplesLoss("sinkhorn", blur=blur, potentials=True, **options)
+        x, y = peer.put(x), peer.put(y)
+        peer.wait(None)
+        begin = time.perf_counter()
+        _, g = loss(x, y)
+        peer.wait(None)
+        seconds = time.perf_counter() - begin
+        return g.cpu().numpy(), seconds, str(loss.last_multiscale_info)
+
+    return solve
