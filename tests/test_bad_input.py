@@ -36,6 +36,7 @@ from sinkflow import (
 from sinkflow.nets import classifier, unet
 from sinkflow.ot import barycentric
 from sinkflow.ot.exact import transport_plan
+from tests.tested import write_record
 
 KEY = jax.random.key(0)
 X, T = jnp.ones((4, 2)), jnp.linspace(0.0, 1.0, 4)
@@ -287,9 +288,18 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "words"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
-)
-def test_bad_input_is_refused_and_named(unchecked_shapes, call, error, words):
+@pytest.fixture(scope="module")
+def refused():
+    """Names of what has been refused."""
+    found = []
+    yield found
+    write_record(
+        "inputs", "calls with wrong arguments", {"inputs": len(TABLE), "refused": len(found)}
+    )
+
+
+@pytest.mark.parametrize(("name", "call", "error", "words"), TABLE, ids=[row[0] for row in TABLE])
+def test_bad_input_is_refused_and_named(unchecked_shapes, refused, name, call, error, words):
     with pytest.raises(error, match=words):
         call()
+    refused.append(name)

@@ -40,6 +40,7 @@ from experiments.vectors import cells
 from sinkflow import _described, nets
 from sinkflow.data import _files, images
 from sinkflow.metrics import weights
+from tests.tested import write_record
 
 CAMPAIGN = "SINKFLOW_FUZZ"
 MOST = 2**24  # bytes that a reader of these files may take, of which the largest has 400 kB
@@ -299,9 +300,10 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_any_other_content_is_taken_or_refused_by_name(reader, write):
+@pytest.mark.parametrize(("label", "reader"), READERS.items(), ids=READERS)
+def test_any_other_content_is_taken_or_refused_by_name(label, reader, write):
     assert refusal(reader.read, write(reader, reader.content)) is None
+    refusals = []
     changed = other_bytes(reader.content)
     if ".json" in reader.name:
         changed |= other_json(reader.content.split(b"\n")[0])
@@ -309,9 +311,12 @@ def test_any_other_content_is_taken_or_refused_by_name(reader, write):
     @fuzzed
     @given(changed)
     def fuzz(content):
-        refusal(reader.read, write(reader, content))
+        refusals.append(refusal(reader.read, write(reader, content)) is not None)
 
     fuzz()
+    assert any(refusals)
+    values = {"inputs": len(refusals), "refused": sum(refusals)}
+    write_record("inputs", f"{label}, changed at random", values)
 
 
 # What fuzzing found, and what it seldom meets.

@@ -36,6 +36,39 @@ def devices() -> str:
     )
 
 
+def hosts() -> str:
+    """What two processes of two devices differ by from one process of four."""
+    rows: dict[str, dict[str, Any]] = record("tested-hosts")["rows"]
+    body = [
+        [
+            label,
+            str(row["kills"]),
+            f"{row['noticed_seconds']:.1f}" if "noticed_seconds" in row else "",
+            f"{row['difference']:.1e}",
+            row["versions"]["jax"],
+            row["commit"],
+        ]
+        for label, row in rows.items()
+    ]
+    title = f"Two processes of two devices ({link('tested-hosts', 'record')})"
+    header = ["run", "kills", "noticed after [s]", "difference", "jax", "commit"]
+    return tables.markdown(tables.Table(title, header, body))
+
+
+def inputs() -> str:
+    """Inputs that were wrong, by what they were given to, and how many were refused."""
+    rows: dict[str, dict[str, Any]] = record("tested-inputs")["rows"]
+    counts = ("inputs", "refused")
+    body = [
+        [label, *(str(row[count]) for count in counts), row["versions"]["jax"], row["commit"]]
+        for label, row in rows.items()
+    ]
+    sums = (str(sum(row[count] for row in rows.values())) for count in counts)
+    body.append(["**all**", *sums, "", ""])
+    title = f"Inputs that are wrong ({link('tested-inputs', 'record')})"
+    return tables.markdown(tables.Table(title, ["given", *counts, "jax", "commit"], body))
+
+
 def _counted(name: str, what: str, count: str) -> str:
     """A row for each entry of a record, and their sum."""
     rows: dict[str, dict[str, Any]] = record(name)["rows"]
@@ -48,4 +81,10 @@ def _counted(name: str, what: str, count: str) -> str:
     return tables.markdown(tables.Table(title, [what, count, "seed", "jax", "commit"], body))
 
 
-BLOCKS = {"tested-kills": kills, "tested-flips": flips, "tested-devices": devices}
+BLOCKS = {
+    "tested-kills": kills,
+    "tested-flips": flips,
+    "tested-devices": devices,
+    "tested-hosts": hosts,
+    "tested-inputs": inputs,
+}

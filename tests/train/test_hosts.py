@@ -12,7 +12,7 @@ import pytest
 
 from sinkflow import checkpoint
 from tests import devices
-from tests.tested import recording
+from tests.tested import recording, write_record
 
 pytestmark = pytest.mark.slow
 BOUND = 90
@@ -76,6 +76,7 @@ def test_two_processes_train_as_one(alone, tmp_path):
     found = devices.difference(parameters(tmp_path / "run"), alone)
     print("difference", found)
     assert found < devices.ROUNDING
+    write_record("hosts", "undisturbed", {"kills": 0, "difference": found})
 
 
 @pytest.mark.parametrize("victim", [0, 1] if recording() else [0])
@@ -89,9 +90,13 @@ def test_after_a_kill_the_other_ends_and_both_resume(alone, tmp_path, victim):
     begin = time.monotonic()
     said, _ = running[1 - victim].communicate(timeout=BOUND)
     running[victim].communicate()
-    print(f"noticed after {time.monotonic() - begin:.1f} s:", said[-400:])
+    noticed = time.monotonic() - begin
+    print(f"noticed after {noticed:.1f} s:", said[-400:])
     assert running[1 - victim].returncode != 0
     assert "gives up" in said or "distributed service detected fatal errors" in said
     assert not (out / "result.json").exists()
     finish(*start_two(out))
-    assert devices.difference(parameters(out), alone) < devices.ROUNDING
+    found = devices.difference(parameters(out), alone)
+    assert found < devices.ROUNDING
+    values = {"kills": 1, "noticed_seconds": noticed, "difference": found}
+    write_record("hosts", f"process {victim} killed, both started again", values)
