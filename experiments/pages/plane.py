@@ -7,11 +7,11 @@ import numpy as np
 
 from experiments.harness import tables
 from experiments.pages.blocks import RESULTS, link, record
-from experiments.vectors.cell_tables import NOT_RUN, RIVAL, make_tables
+from experiments.vectors.cell_tables import RIVAL, make_tables
 from experiments.vectors.methods import METHODS
 
 NFE = ("1", "2", "5", "10", "100")
-FEW = ("1", "5", "100")
+FEW = ("1", "5", "10", "100")
 FRONT = ("NSGF", RIVAL, "FM")
 Cells = dict[tuple[str, str], dict[str, Any]]
 
@@ -157,8 +157,8 @@ def _labels(cells: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _not_run(labels: Sequence[str]) -> list[str]:
-    """Methods that the grid does not have: those of later date, and those without code."""
-    return [*(label for label in METHODS if label not in labels), *NOT_RUN]
+    """Methods that the grid does not have: those of later date."""
+    return [label for label in METHODS if label not in labels]
 
 
 def _cells(found: dict[str, Any]) -> Cells:
