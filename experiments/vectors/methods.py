@@ -212,8 +212,8 @@ TEN = {**FLOW_TIME, "step_size": 0.4, "flow_steps": 10}
 HUNDRED = {**FLOW_TIME, "step_size": 0.05, "flow_steps": 100}
 EARLY = {**FLOW_TIME, "step_size": 0.2, "flow_steps": 5}
 
-# Of a small search on 8gaussians, and for JKO on scurve and checkerboard; steps are in length^2.
-EPT = {"step_size": 0.5, "flow_steps": 100}
+# Of a small search on 8gaussians, tried on scurve and checkerboard; steps are in length^2.
+EPT = {"step_size": 1.0, "flow_steps": 100}
 JKO = {"step_size": 1.0, "flow_steps": 10}
 
 Method = tuple[Callable, dict[str, Any]]  # and the settings that it adds
