@@ -124,6 +124,18 @@ def test_the_plane_holds_what_its_page_claims():
         assert seconds[0] < seconds[1]
 
 
+def test_position_tells_as_little_of_time_in_the_plane_as_its_page_claims():
+    found = record("time-predictor")
+    rows, constant = found["rows"], found["constant"]
+    assert not found["config"]["smoke"] and found["times"]["total"] < 120
+    eight, moons = rows["8gaussians"], rows["8gaussians-moons"]
+    assert eight["least"] <= eight["missed"] < 1.05 * eight["least"]  # as good as any
+    assert 0.4 * constant < eight["missed"] < 0.5 * constant < moons["missed"]
+    assert 2 * rows["8x8 digits"]["missed"] < eight["missed"]
+    on_mnist = record("images-mnist-nsgfpp")["predicted_time"]["std"]
+    assert on_mnist < rows["8x8 digits"]["half_std"] < 0.5 * eight["half_std"]
+
+
 @pytest.mark.parametrize("dataset", images.DATASETS)
 def test_images_hold_what_their_page_claims(dataset):
     results = images.results(dataset)

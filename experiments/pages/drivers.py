@@ -67,6 +67,7 @@ def _all() -> list[Driver]:
         Driver("sample", run, expected="one array"),
         Driver("rerun", again, expected="what differs, and an exit status"),
         *_grids(),
+        *_predictor(),
         *_images(),
         *_generators(),
         *_classifiers(),
@@ -107,6 +108,13 @@ def _grids() -> Iterator[Driver]:
         options = "--grid ablations" if name.endswith("ablations") else ""
         made = (*_file(name), *_file(name, kind="md"))
         yield Driver("table_plane", options, made, f"{spent:.0f} s, {_kinds(cells)}", expected)
+
+
+def _predictor() -> Iterator[Driver]:
+    found = record("time-predictor")
+    told = ", ".join(f"{name} {row['missed']:.2f}" for name, row in found["rows"].items())
+    made = _file("time-predictor")
+    yield Driver("predictor", "", made, _took(found), f"time missed by: {told}")
 
 
 def _images() -> Iterator[Driver]:

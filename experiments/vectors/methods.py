@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.vectors import ratios
 from experiments.vectors.pairs import (
     draw_pairs,
     flow_pool,
@@ -167,6 +168,32 @@ def mean_flow(setting: Setting, keys: Keys, timed):
     return Learned(*map_drawer(setting.sampling, *field), {})
 
 
+def maps_in_turn(setting: Setting, keys: Keys, timed, *, rival):
+    """Maps learnt one after the other, from particles that those before have moved.
+
+    A sample goes through all of them, so that there is one number of evaluations. Of a map that
+    is a step along a gradient, that gradient counts as the evaluation.
+    """
+    learn, move = rival(setting.flow, setting.network, setting.training)
+    with timed("pool"):
+        x, y = (
+            cloud.reshape(cloud.shape[0], -1, cloud.shape[-1])
+            for cloud in points(setting, keys.root(0))
+        )
+        jax.block_until_ready((x, y))
+    with timed("train"):
+        params = jax.block_until_ready(learn(keys.fit, x, y))
+    states = jax.jit(functools.partial(ratios.carry, move))
+
+    def draw(x0, nfe):
+        return jax.vmap(states)(params, x0)[:, -1] if nfe == setting.flow.flow_steps else None
+
+    def paths(x0):
+        return states(jax.tree.map(lambda leaf: leaf[0], params), x0[0])
+
+    return Learned(draw, paths, {})
+
+
 def exact(flow, x, y, keys):
     return optimal_partners(x, y), {}
 
@@ -184,6 +211,10 @@ PAPER = {**FLOW_TIME, "step_size": 0.5, "flow_steps": 10}
 TEN = {**FLOW_TIME, "step_size": 0.4, "flow_steps": 10}
 HUNDRED = {**FLOW_TIME, "step_size": 0.05, "flow_steps": 100}
 EARLY = {**FLOW_TIME, "step_size": 0.2, "flow_steps": 5}
+
+# Of a small search on 8gaussians, tried on scurve and checkerboard; steps are in length^2.
+EPT = {"step_size": 1.0, "flow_steps": 100}
+JKO = {"step_size": 1.0, "flow_steps": 10}
 
 Method = tuple[Callable, dict[str, Any]]  # and the settings that it adds
 
@@ -203,4 +234,6 @@ METHODS: dict[str, Method] = {
     "MeanFlow": (mean_flow, {}),
     "NSGF flow time, own 10 steps": (nsgf_own_grid, TEN),
     "NSGF flow time, own 100 steps": (nsgf_own_grid, HUNDRED),
+    "EPT": (functools.partial(maps_in_turn, rival=ratios.ept), EPT),
+    "JKO-Flow": (functools.partial(maps_in_turn, rival=ratios.jko), JKO),
 }

@@ -10,13 +10,14 @@ import pytest
 
 from experiments import table_plane
 from experiments.harness.settings import flat, made, replaced
-from experiments.vectors import cell_tables, grid, methods, pairs, seeds
+from experiments.vectors import grid, methods, pairs, seeds
 from experiments.vectors.cells import slug
 from sinkflow import data
 
 SMOKE = made(table_plane.Config, **table_plane.Config.SMOKE, smoke=True)
 ABLATIONS = grid.variants("ablations")
 MOONS = data.task("moons")
+TURNS = ("EPT", "JKO-Flow")
 
 
 def keys():
@@ -38,8 +39,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_every_method_has_a_row_and_a_cell_for_each_seed(finished):
     config, out, (table, _) = finished
-    assert [row[0] for row in table.rows] == [*table_plane.METHODS, *cell_tables.NOT_RUN]
-    assert {row[1] for row in table.rows[-2:]} == {"not run"}
+    assert [row[0] for row in table.rows] == list(table_plane.METHODS)
     assert table.header[1:3] == ["NFE 1", "NFE 5"]
     cells = [json.loads(path.read_text()) for path in out.glob("cells/*/moons-*.json")]
     assert len(cells) == len(table_plane.METHODS) * config.seeds
@@ -74,13 +74,28 @@ def spent(phase):
     yield
 
 
-def test_own_grids_are_the_counts_of_the_table():
+def test_methods_of_one_count_have_counts_of_the_table():
     counts = {
-        made(table_plane.Config, **changes).flow.flow_steps
-        for method, changes in table_plane.METHODS.values()
-        if method is methods.nsgf_own_grid
+        label: made(table_plane.Config, **table_plane.METHODS[label][1]).flow.flow_steps
+        for label in ("NSGF flow time, own 10 steps", "NSGF flow time, own 100 steps", *TURNS)
     }
-    assert counts == {10, 100} and counts <= set(table_plane.Config().sampling.nfe)
+    assert list(counts.values()) == [10, 100, 100, 10]
+    assert set(counts.values()) <= set(table_plane.Config().sampling.nfe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", TURNS)
+def test_samples_of_maps_in_turn_go_through_all_of_them(label):
+    """They have the maps' own count alone, and a path whose end is the first seed's sample."""
+    config = replaced(SMOKE, num_particles=64, flow_steps=5)
+    setting = seeds.Setting(MOONS, config.flow, config.network, config.training, config.sampling)
+    x0 = jax.random.normal(jax.random.key(1), (SMOKE.seeds, 32, 2))
+    learned = table_plane.METHODS[label][0](setting, seeds.Keys(keys(), keys()), spent)
+    assert learned.draw(x0, 1) is None and learned.draw(x0, 10) is None
+    states = learned.paths(x0[:1])
+    np.testing.assert_array_equal(states[0], x0[0])
+    assert len(states) == 6 and float(jnp.abs(states[1:] - states[:-1]).max(axis=(1, 2)).min()) > 0
+    np.testing.assert_allclose(learned.draw(x0, 5)[0], states[-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
