@@ -62,6 +62,9 @@ EVERYWHERE = plgpu.Layout.TILED(
 )
 
 
+Room = tuple[float, float]  # see :func:`sinkflow.ot._kernel.half_range`
+
+
 class _Warpgroup:
     """A warpgroup's part in the solve of one cloud."""
 
@@ -173,7 +176,7 @@ def _next_relaxation(relaxation: Array, error: Array, previous: Array) -> Array:
     return jnp.where((previous < UNKNOWN) & (error < plain.STALE), best, 1.0)
 
 
-def _solve(blocks: int, warm: bool, *refs: Any) -> None:
+def _solve(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
     """The kernel of :func:`sinkflow.ot._iterations.sinkhorn`: one cloud to another.
 
     ``refs``: costs, weights divided by their largest, the potential to start from if ``warm``,
@@ -189,7 +192,6 @@ def _solve(blocks: int, warm: bool, *refs: Any) -> None:
     has_a, has_b = jnp.where(a > 0, 1.0, 0.0), jnp.where(b > 0, 1.0, 0.0)
     zero, one = group.row(0.0), group.row(1.0)
     nothing = (1 - has_b) * OUTSIDE
-    room_down, room_up = (room * LOG2E for room in _kernel.half_range(blocks * TILE, blocks * TILE))
 
     def iterations(count: int | Array, u: Array, v: Array, sums: Array, relaxation: Any) -> Any:
         """``count`` updates of both scalings, the row sums before the last one and the next sums."""
@@ -220,11 +222,6 @@ def _solve(blocks: int, warm: bool, *refs: Any) -> None:
         single = jnp.maximum(jnp.maximum(most_u, most_v), jnp.maximum(least_u, least_v))
         return error, least_u + least_v, most_u + most_v, single
 
-    def to_absorb(down: Array, up: Array, single: Array) -> Array:
-        """Whether the density should be written for where the scalings are."""
-        far = (down > ABSORBED * room_down) | (up > ABSORBED * room_up)
-        return far | (single > ABSORBED * MAX_SCALING)
-
     def one_round(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         f, g, u, v, sums, epsilon, relaxation, previous, count, _, write, fresh = carry
         f = lax.cond(write, lambda f: group.write_density(f, g, epsilon, fresh), lambda f: f, f)
@@ -232,9 +229,9 @@ def _solve(blocks: int, warm: bool, *refs: Any) -> None:
         updates = jnp.where(annealing, plain.ANNEALING_ROUND, plain.ROUND)
         u, v, rows, sums = iterations(updates, u, v, sums, relaxation)
         error, down, up, single = errors(u, v, rows, sums)
-        trusted = (down <= room_down) & (up <= room_up)
+        trusted = (down <= room[0] * LOG2E) & (up <= room[1] * LOG2E)
         relaxation = jnp.where(annealing, 1.0, _next_relaxation(relaxation, error, previous))
-        write = annealing | to_absorb(down, up, single)
+        write = annealing | _to_absorb(room, down, up, single)
         # Scalars choose by multiplication: of vectors Mosaic has no choice by a scalar.
         last, kept = jnp.where(annealing, 1.0, 0.0), jnp.where(write, 0.0, 1.0)
         taken = (1 - kept) * epsilon / LOG2E
@@ -275,11 +272,94 @@ def _solve(blocks: int, warm: bool, *refs: Any) -> None:
     f, g, u, v = state[:4]
     f_ref[cloud, group.own] = f + u * (final / LOG2E)
     g_ref[cloud, group.own] = g + v * (final / LOG2E)
+    _write_numbers(group, cloud, state[7], state[8], error_ref, count_ref)
 
+
+def _solve_self(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
+    """The kernel of :func:`sinkflow.ot._iterations.sinkhorn_self`: a cloud to itself.
+
+    ``refs``: costs, weights divided by their largest, the potential to start from, if ``warm``
+    another one, numbers (epsilon, error to stop at, the largest weight), the cap; the outputs
+    f, error and number of iterations; then what :func:`_memory` has.
+    """
+    cost, a_ref, *starts, number_ref, cap_ref, f_ref, error_ref, count_ref = refs[:-6]
+    cloud = lax.axis_index("cloud")
+    group = _Warpgroup(blocks, cost.at[cloud], refs[-6:])
+    epsilon, goal, largest = (number_ref[cloud, j] for j in range(3))
+    cap = cap_ref[cloud]
+    a = group.load(a_ref.at[cloud, group.own])
+    has = jnp.where(a > 0, 1.0, 0.0)
+    zero = group.row(0.0)
+    no, yes = jnp.bool_(False), jnp.bool_(True)
+
+    def product(u: Array, operand: Any) -> Array:
+        # Everyone is past the last product but one, by the meeting for the last: operands take
+        # turns. Between rounds everyone is past all of them, by the meeting for the error.
+        group.split(a * jnp.exp2(u), operand)
+        group.meet()
+        return group.product(operand, False) * largest
+
+    def moved(u: Array, sums: Array) -> tuple[Array, ...]:
+        """The marginal error, and how far the scaling is: down and up."""
+        excess, u = a * jnp.abs(jnp.exp2(u) * sums - 1), has * u
+        (total,), (most, least) = group.measure([excess], [u, -u])
+        return total * largest, least, most
+
+    def measured(potential: Any) -> tuple[Array, Array, Array]:
+        """A potential to start from, where columns without mass have none; sums and error."""
+        f = group.load(potential.at[cloud, group.own]) * has + (1 - has) * OUTSIDE
+        group.write_density(f, f, epsilon, no)
+        sums = product(zero, group.left)
+        return f, sums, moved(zero, sums)[0]
+
+    def one_round(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        f, u, sums, _, count, _, write = carry
+        f = lax.cond(write, lambda f: group.write_density(f, f, epsilon, no), lambda f: f, f)
+        for k in range(plain.ROUND):
+            u = rescaled(u, sums, plain.SELF_RELAXATION)
+            sums = product(u, (group.left, group.right)[k % 2])
+        error, down, up = moved(u, sums)
+        # f is both potentials, whose sum moves twice as far.
+        trusted = (2 * down <= room[0] * LOG2E) & (2 * up <= room[1] * LOG2E)
+        write = _to_absorb(room, 2 * down, 2 * up, jnp.maximum(down, up))
+        kept = jnp.where(write, 0.0, 1.0)
+        f = f + (1 - kept) * (epsilon / LOG2E) * u
+        sums = sums * jnp.exp2((1 - kept) * u)
+        return f, kept * u, sums, error, count + plain.ROUND, trusted, write
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        _, _, _, error, count, trusted, _ = carry
+        unmet = (error > goal) | (jnp.logical_not(trusted) & (error == error))
+        return unmet & (count < cap)
+
+    f, sums, error = measured(starts[0])
+    write = no
+    if warm:
+        other, other_sums, other_error = measured(starts[1])
+        write = jnp.logical_not(other_error < error)
+        f, sums, error = lax.cond(
+            write, lambda: (f, sums, error), lambda: (other, other_sums, other_error)
+        )
+    state = f, zero, sums, error, jnp.int32(0), yes, write
+    f, u, _, error, count, _, _ = lax.while_loop(unfinished, one_round, state)
+    f_ref[cloud, group.own] = f + u * (epsilon / LOG2E)
+    _write_numbers(group, cloud, error, count, error_ref, count_ref)
+
+
+def _to_absorb(room: Room, down: Array, up: Array, single: Array) -> Array:
+    """Whether a density is better written anew: for how far the sum of potentials has moved down
+    and up, and a single scaling."""
+    far = (down > ABSORBED * room[0] * LOG2E) | (up > ABSORBED * room[1] * LOG2E)
+    return far | (single > ABSORBED * MAX_SCALING)
+
+
+def _write_numbers(
+    group: _Warpgroup, cloud: Array, error: Array, count: Array, error_ref: Any, count_ref: Any
+) -> None:
     @pl.when(group.index == 0)
     def _() -> None:
-        error_ref[cloud] = state[7]
-        count_ref[cloud] = state[8]
+        error_ref[cloud] = error
+        count_ref[cloud] = count
 
 
 def _memory(blocks: int) -> list[Any]:
@@ -294,21 +374,41 @@ def _memory(blocks: int) -> list[Any]:
     ]
 
 
-def solver(batch: int, size: int, warm: bool, interpret: Any = None) -> Callable:
-    """Solves a batch of clouds of ``size`` points, a multiple of 64 up to :data:`LARGEST`."""
-    blocks = size // TILE
-    vector, number = (
-        jax.ShapeDtypeStruct((batch, size), jnp.float32),
-        jax.ShapeDtypeStruct((batch,), jnp.float32),
-    )
-    count = jax.ShapeDtypeStruct((batch,), jnp.int32)
+def solver(batch: int, n: int, m: int, warm: bool, interpret: Any = None) -> Callable:
+    """Solves a batch of problems of n and m points, each up to :data:`LARGEST`.
+
+    What it takes is filled up to :func:`padded` points, of cost 0 and weight 0: costs [batch,
+    size, size], a, b and, if ``warm``, the potential to start from [batch, size], numbers
+    [batch, 5] and caps [batch], see :func:`_solve`.
+    """
+    size = padded(n, m)
+    body = functools.partial(_solve, size // TILE, _kernel.half_range(n, m), warm)
+    return _launch(body, batch, size, 2, interpret)
+
+
+def self_solver(batch: int, n: int, warm: bool, interpret: Any = None) -> Callable:
+    """The same for clouds and themselves: costs, a, one or two potentials to start from, numbers
+    [batch, 3] and caps, see :func:`_solve_self`."""
+    size = padded(n, n)
+    body = functools.partial(_solve_self, size // TILE, _kernel.half_range(n, n), warm)
+    return _launch(body, batch, size, 1, interpret)
+
+
+def padded(n: int, m: int) -> int:
+    """Rows and columns of the tiles for n x m costs."""
+    return TILE * -(-max(n, m) // TILE)
+
+
+def _launch(body: Callable, batch: int, size: int, potentials: int, interpret: Any) -> Callable:
+    vector = jax.ShapeDtypeStruct((batch, size), jnp.float32)
+    numbers = [jax.ShapeDtypeStruct((batch,), kind) for kind in (jnp.float32, jnp.int32)]
     return plgpu.kernel(
-        functools.partial(_solve, blocks, warm),
-        out_type=[vector, vector, number, count],
-        scratch_types=_memory(blocks),
+        body,
+        out_type=[*[vector] * potentials, *numbers],
+        scratch_types=_memory(size // TILE),
         grid=(batch,),
         grid_names=("cloud",),
-        num_threads=blocks,
+        num_threads=size // TILE,
         thread_name="warpgroup",
         interpret=interpret,
         # Where warpgroups wait is written above; Mosaic would let them wait at each store.
