@@ -123,10 +123,13 @@ class _Warpgroup:
         return (potentials - costs) * scale
 
     def write_density(self, f: Array, g: Array, epsilon: Array, fresh: bool | Array) -> Array:
-        """Writes K and returns f, which is to be min_j C_ij - g_j where it is ``fresh``."""
+        """Writes K and returns f, which is to be min_j C_ij - g_j where it is ``fresh``.
+
+        Others see it once they have met for the operand of the next product.
+        """
         scale = LOG2E / epsilon
-        # Everyone is past the exponents of the last density, which read g, and past the error, so
-        # past all products with that density.
+        # Everyone is past the error, so past all products with the last density, and past its
+        # exponents, which read g.
         self.potential[self.own] = g
         self.meet()
 
@@ -141,7 +144,6 @@ class _Warpgroup:
         for c in range(self.blocks):
             exponents = jnp.minimum(self.exponents(c, f, scale), MAX_EXPONENT)
             self.density.at[self.index, c][...] = jnp.exp2(exponents).astype(jnp.float16)
-        self.meet()
         return f
 
     def measure(self, sums: list[Array], extremes: list[Array]) -> tuple[list[Array], list[Array]]:
