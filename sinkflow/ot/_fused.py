@@ -18,7 +18,7 @@ from sinkflow.ot._certificate import certify
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.limits import Storage
 from sinkflow.ot.output import SinkhornOutput
-from sinkflow.types import Array, Bool, Float, Int, Scalar
+from sinkflow.types import Array, Bool, Int, Scalar
 
 # Versions of jax by whose compiler the kernel was run on a GPU: with these "auto" takes it.
 VERSIONS: tuple[str, ...] = ()
@@ -148,6 +148,7 @@ def _solve(
 ) -> SinkhornOutput:
     from sinkflow.ot import _fused_kernel
 
+    assert cost.matrix is not None
     (n, m), warm = cost.shape, g_init is not None
     bound = cost.bound(a, b)
     finite = jnp.isfinite(bound + jnp.sum(a) + jnp.sum(b)) & (epsilon < jnp.inf)
@@ -158,7 +159,7 @@ def _solve(
     f, g, _, count = run(
         _filled(cost.matrix, size, size),
         *(_filled(weights / jnp.max(weights), size) for weights in (a, b)),
-        *([_filled(jnp.where(b > 0, g_init, 0), size)] if warm else []),
+        *([] if g_init is None else [_filled(jnp.where(b > 0, g_init, 0), size)]),
         jnp.stack([epsilon, first, goal, jnp.max(a), jnp.max(b)]),
         _cap(max_iterations, finite),
     )
@@ -180,11 +181,12 @@ def _solve_self(
 ) -> SinkhornOutput:
     from sinkflow.ot import _fused_kernel
 
+    assert cost.matrix is not None
     n, warm = a.shape[0], f_init is not None
     finite = jnp.isfinite(_centred.mean(a, jnp.sum(cost.x**2, axis=1)) + jnp.sum(a))
     goal = _iterations._goal(threshold, "half", cost, epsilon, a, a)
     starts = [_iterations._self_start(cost.x, epsilon, a)]
-    starts += [jnp.where(a > 0, f_init, 0)] if warm else []
+    starts += [] if f_init is None else [jnp.where(a > 0, f_init, 0)]
     size = _fused_kernel.padded(n, n)
     run = _batched(lambda batch: _fused_kernel.self_solver(batch, n, warm))
     f, _, count = run(
