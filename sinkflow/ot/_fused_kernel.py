@@ -24,25 +24,25 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from sinkflow.ot import _iterations, _kernel
+from sinkflow.ot import _iterations
 from sinkflow.ot._warpgroup import (
     LOG2E,
-    MAX_SCALING,
     MIN_SUM,
     OUTSIDE,
     TILE,
+    Room,
     Warpgroup,
     blended,
+    indicator,
     memory,
     rescaled,
+    room_for,
+    to_absorb,
 )
 from sinkflow.types import Array
 
-ABSORBED = 0.5  # scalings are absorbed beyond this share of the way that a density is good for
 UNKNOWN = 3e38  # the error before the first round
 MEMORY = 6  # pieces of shared memory
-
-Room = tuple[float, ...]  # down and up, see :func:`sinkflow.ot._kernel.half_range`, to base 2
 
 
 class _State(NamedTuple):
@@ -88,7 +88,7 @@ def _solve(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
     final, first, goal, largest_a, largest_b = (number_ref[cloud, j] for j in range(5))
     cap = cap_ref[cloud]
     a, b = (group.load(ref.at[cloud]) for ref in (a_ref, b_ref))
-    has_a, has_b = _indicator(a), _indicator(b)
+    has_a, has_b = indicator(a), indicator(b)
     zero, one, nothing = group.constant(0.0), group.constant(1.0), blended(has_b, 0.0, OUTSIDE)
     no, yes = jnp.bool_(False), jnp.bool_(True)
 
@@ -131,7 +131,7 @@ def _solve(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
         count = jnp.where(annealing, _iterations.ANNEALING_ROUND, _iterations.ROUND)
         state, row_sums = iterated(state, count)
         error, down, up, single = measured(state, row_sums)
-        write = annealing | _to_absorb(room, down, up, single)
+        write = annealing | to_absorb(room, down, up, single)
         # A round of annealing ends on one more update of g, and the next one finds f from that g.
         lower, absorbed = jnp.where(annealing, 1.0, 0.0), jnp.where(write, 1.0, 0.0)
         v = blended(lower, rescaled(state.v, state.column_sums, 1.0), state.v)
@@ -188,7 +188,7 @@ def _solve_self(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
     epsilon, goal, largest = (number_ref[cloud, j] for j in range(3))
     cap = cap_ref[cloud]
     a = group.load(a_ref.at[cloud])
-    has, zero = _indicator(a), group.constant(0.0)
+    has, zero = indicator(a), group.constant(0.0)
     no, yes = jnp.bool_(False), jnp.bool_(True)
 
     def product(u: Array, operand: Any) -> Array:
@@ -220,7 +220,7 @@ def _solve_self(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
             sums = product(u, (group.left, group.right)[k % 2])
         error, down, up = measured(u, sums)
         # f is both potentials, whose sum moves twice as far.
-        write = _to_absorb(room, 2 * down, 2 * up, jnp.maximum(down, up))
+        write = to_absorb(room, 2 * down, 2 * up, jnp.maximum(down, up))
         absorbed = jnp.where(write, 1.0, 0.0)
         return _SelfState(
             f=f + absorbed * (epsilon / LOG2E) * u,
@@ -243,20 +243,9 @@ def _solve_self(blocks: int, room: Room, warm: bool, *refs: Any) -> None:
     _write_numbers(group, cloud, state, error_ref, count_ref)
 
 
-def _indicator(weights: Array) -> Array:
-    """1 for points that have mass, and 0: what the others do does not count."""
-    return jnp.where(weights > 0, 1.0, 0.0)
-
-
 def _unmet(state: _State | _SelfState, goal: Array) -> Array:
     """The error is not met, or not trusted; an error of NaN is final."""
     return (state.error > goal) | (jnp.logical_not(state.trusted) & (state.error == state.error))
-
-
-def _to_absorb(room: Room, down: Array, up: Array, single: Array) -> Array:
-    """Whether a density is better written anew, for what the potentials have moved by."""
-    far = (down > ABSORBED * room[0]) | (up > ABSORBED * room[1])
-    return far | (single > ABSORBED * MAX_SCALING)
 
 
 def _next_relaxation(relaxation: Array, error: Array, previous: Array) -> Array:
@@ -288,7 +277,7 @@ def solver(batch: int, n: int, m: int, warm: bool) -> Callable:
     [batch, 5] and caps [batch], see :func:`_solve`.
     """
     size = padded(n, m)
-    body = functools.partial(_solve, size // TILE, _room(n, m), warm)
+    body = functools.partial(_solve, size // TILE, room_for(n, m), warm)
     return _launch(body, batch, size, 2)
 
 
@@ -296,12 +285,8 @@ def self_solver(batch: int, n: int, warm: bool) -> Callable:
     """The same for clouds and themselves: costs, a, one or two potentials to start from, numbers
     [batch, 3] and caps, see :func:`_solve_self`."""
     size = padded(n, n)
-    body = functools.partial(_solve_self, size // TILE, _room(n, n), warm)
+    body = functools.partial(_solve_self, size // TILE, room_for(n, n), warm)
     return _launch(body, batch, size, 1)
-
-
-def _room(n: int, m: int) -> Room:
-    return tuple(LOG2E * room for room in _kernel.half_range(n, m))
 
 
 def padded(n: int, m: int) -> int:

@@ -33,6 +33,9 @@ MAX_EXPONENT = _kernel.MAX_HALF_EXPONENT * LOG2E
 MAX_SCALING = 14.0  # log2 of it; with weights of at most 1 the scaled ones fit into float16
 MIN_SUM = 1e-30
 OUTSIDE = -1e38  # the potential of a column without mass: its density is 0
+ABSORBED = 0.5  # scalings are absorbed beyond this share of the way that a density is good for
+
+Room = tuple[float, ...]  # down and up, see :func:`sinkflow.ot._kernel.half_range`, to base 2
 
 ROW = plgpu.Layout.WGMMA.reduce(1)
 COLUMN = plgpu.Layout.WGMMA.reduce(0)
@@ -163,3 +166,18 @@ def rescaled(log_scaling: Array, products: Array, relaxation: float | Array) -> 
 def blended(choice: Array, one: float | Array, other: float | Array) -> Array:
     """``one`` where ``choice`` is 1, ``other`` where it is 0; Mosaic selects by no scalar."""
     return choice * one + (1 - choice) * other
+
+
+def indicator(weights: Array) -> Array:
+    """1 for points that have mass, and 0: what the others do does not count."""
+    return jnp.where(weights > 0, 1.0, 0.0)
+
+
+def room_for(n: int, m: int) -> Room:
+    return tuple(LOG2E * room for room in _kernel.half_range(n, m))
+
+
+def to_absorb(room: Room, down: Array, up: Array, single: Array) -> Array:
+    """Whether a density is better written anew, for what the potentials have moved by."""
+    far = (down > ABSORBED * room[0]) | (up > ABSORBED * room[1])
+    return far | (single > ABSORBED * MAX_SCALING)
