@@ -170,7 +170,7 @@ def blended(choice: Array, one: float | Array, other: float | Array) -> Array:
 
 def indicator(weights: Array) -> Array:
     """1 for points that have mass, and 0: what the others do does not count."""
-    return jnp.where(weights > 0, 1.0, 0.0)
+    return jnp.where(weights > 0, jnp.float32(1), jnp.float32(0))
 
 
 def room_for(n: int, m: int) -> Room:
