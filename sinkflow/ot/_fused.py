@@ -207,9 +207,12 @@ def _joined(
 
     The kernel leaves out columns without mass.
     """
-    g = jnp.where(b > 0, g, 0)
-    joining = _loops.only_if(jnp.any(a == 0), _kernel.softmin, cost, g, epsilon, b)
-    return jnp.where(a == 0, joining, f)
+
+    def joined(f: Array, a: Array, cost: _cost.Cost, g: Array, epsilon: Array, b: Array) -> Array:
+        joining = _kernel.softmin(cost, jnp.where(b > 0, g, 0), epsilon, b)
+        return jnp.where(a == 0, joining, f)
+
+    return _loops.only_if(jnp.any(a == 0), joined, f, f, a, cost, g, epsilon, b)
 
 
 def _filled(array: Array, *shape: int) -> Array:
