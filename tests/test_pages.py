@@ -192,6 +192,28 @@ def test_generators_hold_what_their_page_claims():
         assert rows["second"] < min(fd for name, fd in rows.items() if name.startswith("queue"))
 
 
+def test_one_evaluation_holds_what_its_page_claims():
+    (best,) = record("generator-mnist-long")["rows"]
+    fields = {name: row for name, row in images.rows("mnist").items() if name[1] == 60}
+    assert best["nfe"] == 1 and len(fields) == 4
+    assert best["fd"] < min(row["fd"] for row in fields.values())
+    assert best["coverage"] > max(row["coverage"] for row in fields.values())
+    assert best["recall"] < min(row["recall"] for row in fields.values())
+    assert record("generator-mnist")["rows"][0]["fd"] == pytest.approx(3.78, abs=0.005)
+
+
+def test_refinement_holds_what_its_page_claims():
+    rows = {(row["method"], row["nfe"]): row["fd"] for row in record("refine-mnist")["rows"]}
+    assert rows["from 0.5", 3] < rows["generator", 1] < rows["from 0.5", 2]
+    assert rows["from 0.5", 3] < min(rows["from 0.5", 5], rows["from 0.5", 10])
+    fields = {
+        nfe: row["fd"] for (name, nfe), row in images.rows("mnist").items() if name == "NSGF++"
+    }
+    for count in (5, 10):
+        assert min(fd for (_, nfe), fd in rows.items() if nfe == count) < fields[count]
+    assert fields[60] < min(rows.values()) < fields[20]
+
+
 def test_benchmarks_hold_what_their_page_claims():
     for name in ("bench-cpu", "bench-h200"):
         rows = {(r["problem"], r["peer"]): r for r in record(name)["rows"] if r["track"] == "B"}

@@ -67,11 +67,18 @@ def _coupling(limits: Limits, x: Array, y: Array, epsilon: Array, first: bool) -
 def _coupling_of_rival(
     rival: Callable, limits: Limits, x: Array, y: Array, epsilon: Array, first: bool
 ) -> Solved:
-    """The rival's potential of the target, and the plan that this one stands for, certified."""
+    """The rival's potential of the target, and the plan that this one stands for, certified.
+
+    Raises:
+      ValueError: the potential is so far from a plan that our solver drops it and starts anew: the
+        certificate would be of a plan of ours.
+    """
     g, seconds, said = rival(x, y, float(epsilon), float(limits.threshold))
     if first:
         return Solved(seconds, {}, {})
     measured = limits._replace(max_iterations=0)
     out = sinkhorn(x, y, epsilon, g_init=jnp.asarray(g), limits=measured)
+    if out.num_iterations > 0:
+        raise ValueError(f"the rival's plan misses its marginals by half or more; it says: {said}")
     others = {"value": float(out.value), "rival_says": said}
     return Solved(seconds, {"cloud to target": out}, others)

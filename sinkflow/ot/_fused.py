@@ -104,30 +104,13 @@ def _tried() -> Bool[Array, ""]:
     return jnp.all(jnp.stack(right))
 
 
-def sinkhorn(
-    cost: _cost.Cost,
-    epsilon: Scalar,
-    a: VectorN,
-    b: VectorM,
-    g_init: VectorM | None,
-    threshold: Scalar,
-    max_iterations: Int[Array, ""],
-) -> SinkhornOutput:
-    """:func:`sinkflow.ot._iterations.sinkhorn` by the kernel, if compiled for a GPU."""
-    given = cost, epsilon, a, b, g_init, threshold, max_iterations
+def sinkhorn(*given: Any) -> SinkhornOutput:
+    """:func:`sinkflow.ot._iterations.sinkhorn` but for the storage; by the kernel on a GPU."""
     return _on_gpu(_solve, _iterations.sinkhorn, given)
 
 
-def sinkhorn_self(
-    cost: _cost.Cost,
-    epsilon: Scalar,
-    a: VectorN,
-    f_init: VectorN | None,
-    threshold: Scalar,
-    max_iterations: Int[Array, ""],
-) -> SinkhornOutput:
+def sinkhorn_self(*given: Any) -> SinkhornOutput:
     """The same for a cloud and itself."""
-    given = cost, epsilon, a, f_init, threshold, max_iterations
     return _on_gpu(_solve_self, _iterations.sinkhorn_self, given)
 
 

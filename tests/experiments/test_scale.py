@@ -36,24 +36,34 @@ def test_a_coupling_is_timed_alone(tmp_path):
     assert result["value"] > 0
 
 
+def stand_in(shift):
+    """A rival that gives our potential, shifted on half of the target by so many epsilons."""
+
+    def solve(x, y, epsilon, tolerance):
+        out = sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(tolerance / 2))
+        return out.g + shift * epsilon * (y[:, 0] > 0), 0.5, "accepted"
+
+    return lambda: solve
+
+
 @pytest.mark.parametrize(("shift", "converged"), [(0.0, True), (0.3, False)])
 def test_a_rivals_coupling_has_our_certificate(tmp_path, monkeypatch, shift, converged):
     """A rival that gives our potential is certified; one that errs, whatever it says, is not."""
-
-    def multiscale():
-        def solve(x, y, epsilon, tolerance):
-            out = sinkflow.sinkhorn(x, y, epsilon, limits=sinkflow.Limits(tolerance / 2))
-            return out.g + shift * epsilon * (y[:, 0] > 0), 0.5, "accepted"
-
-        return solve
-
-    monkeypatch.setattr(large.flash, "multiscale", multiscale)
+    monkeypatch.setattr(large.flash, "multiscale", stand_in(shift))
     own = scale.main(coupling(tmp_path / "own"))
     result = scale.main(coupling(tmp_path / "rival", library="flash-sinkhorn"))
     assert result["seconds"] == 0.5 and result["rival_says"] == "accepted"
     assert result["cloud to target"]["converged"] == converged
     if converged:
         assert result["value"] == pytest.approx(own["value"], rel=1e-4)
+
+
+def test_a_rival_far_from_a_plan_gets_no_certificate_of_ours(tmp_path, monkeypatch):
+    """A solve that drops its start converges, to a plan that is not the rival's."""
+    monkeypatch.setattr(large.flash, "multiscale", stand_in(30.0))
+    with pytest.raises(ValueError, match="misses its marginals by half or more; it says: accepted"):
+        scale.main(coupling(tmp_path, library="flash-sinkhorn"))
+    assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("changes", [{"dim": 2}, {"work": "velocity"}, {"devices": 2}])
