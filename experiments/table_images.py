@@ -22,7 +22,8 @@ class Config:
     """Which runs to compare, and where to put the table."""
 
     runs: tuple[str, ...]
-    """Output folders of mnist.py or cifar10.py, all of one data set, or their result.json."""
+    """Output folders of mnist.py or cifar10.py, all of one data set, or their result.json. Runs of
+    one method with other seeds are put together: mean, deviation, bars."""
     out: str = "runs/table-images"
     """Folder for tables and pictures."""
 
@@ -37,7 +38,7 @@ def main(config: Config) -> tables.Table:
     out.mkdir(parents=True, exist_ok=True)
     table = comparison.make_table(results)
     tables.write(out, [table, comparison.training_table(results)])
-    if any("fd" in row for result in results for row in result["rows"]):
+    if comparison.distances(results):
         plotting.save(comparison.draw(results), out / "fd.png")
     pictures.draw_beside(config.runs, results, out / "samples.png")
     return table

@@ -9,7 +9,6 @@ from experiments.harness.settings import (
 )
 from experiments.images import judge
 from experiments.images.config import (
-    STAGES,
     Flow,
     ImageConfig,
     Network,
@@ -22,8 +21,8 @@ from experiments.images.config import (
 
 def check(config: ImageConfig) -> None:
     """Raises ValueError that names the first setting that cannot be."""
-    check_counts(config.method, config.flow, config.training, config.sampling)
     check_parts(config.flow, config.network, config.training, config.sampling)
+    check_counts(config.method, config.flow, config.training, config.sampling)
     check_method(config.method, config.stages, config.flow, config.training, config.sampling)
 
 
@@ -70,6 +69,7 @@ def check_parts(flow: Flow, network: Network, training: Training, sampling: Samp
         ema_decay=(0 <= training.ema_decay < 1, "[0, 1)"),
         row_power=(training.row_power > 0, "(0, inf)"),
         learning_rate=(training.learning_rate > 0, "(0, inf)"),
+        split=(0 <= training.split < 1, "[0, 1)"),
         clip=(training.clip > 0, "(0, inf)"),
     )
     least = judge.LEAST_IMAGES
@@ -92,18 +92,21 @@ def check_method(
     method: str, stages: tuple[str, ...], flow: Flow, training: Training, sampling: Sampling
 ) -> None:
     """Raises ValueError that names the first setting that the method does not have."""
-    if method != "nsgf++" and flow.pairs != "independent":
+    if flow.pairs != "independent" and pairing(method, flow.pairs) != flow.pairs:
         raise ValueError(f"pairs is {flow.pairs!r}; {method} has its own, leave the setting away")
     two_phases, end = method == "nsgf++", sampling.phase_end
+    if two_phases and training.split:
+        raise ValueError(f"split is {training.split}; {method} has two networks, leave it away")
     if two_phases and not 0 < end <= 1:
         raise ValueError(f"phase_end is {end}; geodesic time lies in (0, 1]")
     if two_phases and not 0 <= training.straight_start < end:
         raise ValueError(
             f"straight_start is {training.straight_start}; it lies in [0, phase_end), below {end}"
         )
+    known = stage_steps(method, training)
     for name in stages:
-        if name not in STAGES[method]:
-            raise ValueError(f"{method} has no stage {name!r}; it has {', '.join(STAGES[method])}")
+        if name not in known:
+            raise ValueError(f"{method} has no stage {name!r}; it has {', '.join(known)}")
 
 
 def check_data(method: str, flow: Flow, count: int) -> None:

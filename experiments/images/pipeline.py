@@ -8,15 +8,15 @@ from experiments.harness.run import Run
 from experiments.images import judge, pictures
 from experiments.images.checks import check, check_data
 from experiments.images.config import (
-    STAGES,
     DataSet,
     Flow,
     ImageConfig,
     Sampling,
     keys_of,
     pairing,
+    stage_steps,
 )
-from experiments.images.sampling import drawing_of, phase_change, schemes, title
+from experiments.images.sampling import Scheme, drawing_of, phase_change, schemes, title
 from experiments.images.scoring import Scorer, judged, load_splits, row_line
 from experiments.images.stages import make_stages, pool_records, train_stages, training_records
 from sinkflow.fit import Field
@@ -58,16 +58,17 @@ def main(config: ImageConfig) -> dict:
         refresh_every=config.flow.refresh_every,
         training=config.training,
     )
-    if len(fields) < len(STAGES[method]):
+    if len(fields) < len(stage_steps(method, config.training)):
         return {}
-    return report(run, fields, score, method, data_set, how, keys["noise"])
+    ways = schemes(config.label(), method, how, fields, config.training.split)
+    return report(run, fields, ways, score, data_set, how, keys["noise"])
 
 
 def report(
     run: Run,
     fields: dict[str, Field],
+    ways: list[Scheme],
     score: Scorer,
-    method: str,
     data_set: DataSet,
     how: Sampling,
     key: jax.Array,
@@ -75,7 +76,7 @@ def report(
     """Samples, scores and pictures of a trained method; returns result.json's content."""
     drawing = drawing_of(how, data_set, key)
     rows, drawn = [], {}
-    for scheme in schemes(method, how, fields):
+    for scheme in ways:
         row, pixels = judged(run, drawing, scheme, score)
         rows.append(row)
         if pixels is not None:
@@ -86,7 +87,7 @@ def report(
     for name, scores in references.items():
         print(row_line({"method": name, **scores}))
     noise = drawing.noise(0)
-    change = phase_change(how, fields, noise) if method == "nsgf++" else None
+    change = phase_change(how, fields, noise) if "predictor" in fields else None
     result = run.finish(
         rows=rows,
         references=references,
@@ -95,15 +96,16 @@ def report(
         num_samples=score.count,
         classifier=score.judge.weights and score.judge.weights.record["sha256"],
         device_memory_gb=provenance.peak_memory(),
-        training=training_records(run, method),
+        training=training_records(run, fields),
         predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
         pools=pool_records(run),
         pairs=pool_records(run, "pairs"),
     )
     pictures.draw_grids(run, data_set.name, drawn, score.judge.train)
-    if change:
-        pictures.draw_phases(run, noise, change, drawn, max(how.nfe))
-    pictures.draw_losses(run, STAGES[method])
+    both = [title(way) for way in ways if way.nfe == max(how.nfe) >= 3]
+    if change and both:
+        pictures.draw_phases(run, noise, change, drawn, both[-1])
+    pictures.draw_losses(run, list(fields))
     print(f"seconds {result['times']}; pictures and result.json in {run.out}")
     return result
 

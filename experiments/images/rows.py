@@ -18,21 +18,23 @@ class Batch(NamedTuple):
     key: jax.Array
 
 
-def straight_rows(pixels, key, batch_size: int, start: float, mirror: bool) -> Batch:
-    """Points of the straight paths between noise and images, at uniform times from ``start``."""
+def straight_rows(
+    pixels, key, batch_size: int, start: float, mirror: bool, stop: float = 1.0
+) -> Batch:
+    """Points of straight paths from noise to images, uniform in time from ``start`` to ``stop``."""
     key_image, key_mirror, key_noise, key_t, key_dropout = jax.random.split(key, 5)
     index = jax.random.randint(key_image, (batch_size,), 0, pixels.shape[0])
     x1 = vectors(key_mirror, pixels[index], mirror)
     x0 = jax.random.normal(key_noise, x1.shape)
-    t = jax.random.uniform(key_t, (batch_size,), minval=start)
+    t = jax.random.uniform(key_t, (batch_size,), minval=start, maxval=stop)
     x, velocity = straight(x0, x1, t)
     return Batch(pool.Rows(x, t, velocity), key_dropout)
 
 
-def pool_rows(rows: pool.Pool, key, batch_size: int, power=1.0, start=0.0) -> Batch:
+def pool_rows(rows: pool.Pool, key, batch_size: int, power=1.0, start=0.0, stop=1.0) -> Batch:
     """Rows of a pool of flows or of pairs, see :func:`sinkflow.pool.sample`."""
     key_rows, key_dropout = jax.random.split(key)
-    return Batch(pool.sample(rows, key_rows, batch_size, power, start), key_dropout)
+    return Batch(pool.sample(rows, key_rows, batch_size, power, start, stop), key_dropout)
 
 
 def vectors(key, pixels, mirror: bool):

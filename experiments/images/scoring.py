@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness.files import write_json
+from experiments.harness.files import slug, write_json
 from experiments.harness.run import Run
 from experiments.images import judge
-from experiments.images.sampling import Drawing, Scheme, draw, slug
+from experiments.images.sampling import Drawing, Scheme, draw
 from sinkflow import checkpoint
 from sinkflow.data import images
 from sinkflow.files import read_arrays, read_object

@@ -7,7 +7,7 @@ those of the plane. A stage is a network with its loss and its rows; :func:`trai
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from experiments.harness.settings import check_batch, from_record, naming
 from experiments.harness.training import adam, decaying, fit
 from experiments.images.checks import check_network
 from experiments.images.config import (
-    STAGES,
     DataSet,
     Flow,
     Keys,
@@ -37,6 +36,9 @@ from sinkflow.files import read_object
 from sinkflow.fit import CHECKPOINTS, Field
 from sinkflow.nets import unet
 
+BEGINS_AS = {"straight": "velocity", "second": "first"}
+"""Stages that begin with the parameters of an earlier one: where the two meet, both are fields that
+carry the same particles to the same images."""
 TRAINING = "training.json"  # of each stage: what its training took
 TRAINING_FORM: dict[str, Any] = {
     "seconds": {...: float},
@@ -81,26 +83,35 @@ def make_stages(
     paired = (
         (lambda part: pixels) if independent else pair_pools(run, keys["pairs"], clouds, flow, kind)
     )
-    # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
-    start = training.straight_start if method == "nsgf++" else 0.0
     uniform = (
-        functools.partial(straight_rows, batch_size=batch, start=start, mirror=data_set.flip)
+        functools.partial(straight_rows, batch_size=batch, mirror=data_set.flip)
         if independent
-        else functools.partial(pool_rows, batch_size=batch, start=start)
+        else functools.partial(pool_rows, batch_size=batch)
     )
     straight = uniform if independent else functools.partial(uniform, power=power)
-    flows = flow_pools(run, keys["flows"], clouds, flow)
+
+    def straight_stage(start: float = 0.0, stop: float = 1.0) -> Stage:
+        rows = functools.partial(straight, start=start, stop=stop)
+        return Stage(velocity, matching_loss, rows, paired)
+
+    # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
+    start = training.straight_start if method == "nsgf++" else 0.0
     made = {
-        "velocity": Stage(velocity, matching_loss, draw_flows, flows),
+        "velocity": Stage(
+            velocity, matching_loss, draw_flows, flow_pools(run, keys["flows"], clouds, flow)
+        ),
         "predictor": Stage(
             nets.on_vectors(unet.ConvTimePredictor(), data_set.shape),
             prediction_loss,
-            uniform,  # the points of the straight flow, at each of its times alike
+            # The points of the straight flow, at each of its times alike.
+            functools.partial(uniform, start=start),
             paired,
         ),
-        "straight": Stage(velocity, matching_loss, straight, paired),
+        "straight": straight_stage(start),
+        "first": straight_stage(stop=training.split),
+        "second": straight_stage(training.split),
     }
-    return {name: made[name] for name in STAGES[method]}
+    return {name: made[name] for name in stage_steps(method, training)}
 
 
 def train_stage(
@@ -179,16 +190,17 @@ def train_stages(
     steps = stage_steps(method, training)
     finished = [
         name
-        for name in STAGES[method]
+        for name in steps
         if checkpoint.latest_step(run.out / name / CHECKPOINTS) == steps[name]
     ]
     wanted = [name for name in steps if name in finished or name in (chosen or steps)]
-    if method == "nsgf++" and "straight" in wanted and "velocity" not in wanted:
-        raise ValueError("the straight flow begins as the velocity; train that stage first")
+    before = {name: BEGINS_AS[name] for name in wanted if BEGINS_AS.get(name) in steps}
+    for name, first in before.items():
+        if first not in wanted:
+            raise ValueError(f"stage {name} begins as {first}; train that stage first")
     fields: dict[str, Field] = {}
     for name in wanted:
-        # Where they meet, both are fields that carry the same particles to the same images.
-        begin = fields["velocity"].params if name == "straight" and "velocity" in fields else None
+        begin = fields[before[name]].params if name in before else None
         fields[name] = train_stage(
             run,
             name,
@@ -223,9 +235,9 @@ def restored(folder: pathlib.Path, name: str, shape: tuple[int, int, int]) -> Fi
     return Field(network.apply_fn, state["ema_params"])
 
 
-def training_records(run: Run, method: str) -> dict[str, dict]:
+def training_records(run: Run, stages: Iterable[str]) -> dict[str, dict]:
     """What the training of each stage took, whenever that was."""
-    paths = {stage: run.out / stage / TRAINING for stage in STAGES[method]}
+    paths = {stage: run.out / stage / TRAINING for stage in stages}
     return {
         stage: read_object(path, TRAINING_FORM) for stage, path in paths.items() if path.is_file()
     }
