@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments.generators import draws, training
 from experiments.generators.config import GeneratorConfig
-from experiments.harness import provenance
 from experiments.harness.run import Run
 from experiments.images import pictures, scoring
 from experiments.images.sampling import Drawing, Scheme
@@ -110,7 +109,7 @@ def report_images(config: Any) -> dict:
     row, drawn = scoring.judged(run, drawing, scheme, score)
     print(scoring.row_line(row))
     with run.timed("evaluate"):
-        references = score.references()
+        references = score.references
     for name, scores in references.items():
         print(scoring.row_line({"method": name, **scores}))
     if drawn is not None:
@@ -124,7 +123,7 @@ def report_images(config: Any) -> dict:
         dataset=config.dataset,
         num_samples=score.count,
         classifier=score.judge.weights and score.judge.weights.record["sha256"],
-        device_memory_gb=provenance.peak_memory(),
+        device_memory_gb=run.peak_memory(),
         **scales,
     )
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.harness import provenance
 from experiments.harness.run import Run
 from experiments.images import judge, pictures
 from experiments.images.checks import check, check_data
@@ -19,6 +18,7 @@ from experiments.images.config import (
 from experiments.images.sampling import Scheme, drawing_of, phase_change, schemes, title
 from experiments.images.scoring import Scorer, judged, load_splits, row_line
 from experiments.images.stages import make_stages, pool_records, train_stages, training_records
+from sinkflow.data import images
 from sinkflow.fit import Field
 
 GIGABYTE = 1e9
@@ -27,18 +27,27 @@ GIGABYTE = 1e9
 def main(config: ImageConfig) -> dict:
     """Trains what is missing, samples, scores, draws; returns result.json's content."""
     check(config)
-    method, data_set, how = config.method, config.data_set(), config.sampling
-    keys = keys_of(config.seed)
+    return trained_and_scored(config, *loaded(config))
+
+
+def loaded(config: ImageConfig) -> tuple[images.Images, Scorer]:
+    """The training images, and what judges; runs of several seeds and methods may share them."""
+    data_set, how = config.data_set(), config.sampling
     train_set, test_set = load_splits(
         data_set.name, config.data_dir, smoke=config.smoke, shape=data_set.shape
     )
+    judging = data_set.name if data_set.classifier else None
+    return train_set, Scorer(judging, train_set, test_set, how.num_samples, how.inception_weights)
+
+
+def trained_and_scored(config: ImageConfig, train_set: images.Images, score: Scorer) -> dict:
+    """:func:`main` with what :func:`loaded` gives: what it lacks is said before training."""
+    method, data_set, how = config.method, config.data_set(), config.sampling
+    keys = keys_of(config.seed)
     check_data(method, config.flow, len(train_set.labels))
     # Chosen stages may be trained beside others.
     run = Run(config, shared=bool(config.stages))
     print(memory_ahead(method, config.flow, train_set.pixels))
-    judging = data_set.name if data_set.classifier else None
-    # First: what it lacks is said before training.
-    score = Scorer(judging, train_set, test_set, how.num_samples, how.inception_weights)
     made = make_stages(
         run,
         jnp.asarray(train_set.pixels),
@@ -83,7 +92,7 @@ def report(
             drawn[title(scheme)] = pixels
         print(row_line(row))
     with run.timed("evaluate"):
-        references = score.references()
+        references = score.references
     for name, scores in references.items():
         print(row_line({"method": name, **scores}))
     noise = drawing.noise(0)
@@ -95,7 +104,7 @@ def report(
         dataset=data_set.name,
         num_samples=score.count,
         classifier=score.judge.weights and score.judge.weights.record["sha256"],
-        device_memory_gb=provenance.peak_memory(),
+        device_memory_gb=run.peak_memory(),
         training=training_records(run, fields),
         predicted_time=change and {"mean": float(change[1].mean()), "std": float(change[1].std())},
         pools=pool_records(run),

@@ -1,5 +1,6 @@
 """Scores of generated images, kept beside the images."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,7 @@ class Scorer:
             return {}
         return {"inception": inception.scores(pixels, self.judge.test, self.weights)}
 
+    @functools.cached_property
     def references(self) -> dict[str, dict[str, Any]]:
         """Floor and traps."""
         references: dict[str, dict[str, Any]] = {**self.judge.references()}

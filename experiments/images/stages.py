@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.harness import provenance
 from experiments.harness.files import write_json
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import check_batch, from_record, naming
@@ -166,7 +165,7 @@ def train_stage(
             "seconds": {phase: round(seconds, 2) for phase, seconds in spent.items() if seconds},
             # The seconds are of the start that finished it: too few if it had to resume.
             "resumed_from": part.resumed_from,
-            "device_memory_gb": provenance.peak_memory(),
+            "device_memory_gb": run.peak_memory(),
             "ema_decay": decay,
             **run.circumstances(),
         }
