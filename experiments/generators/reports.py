@@ -10,6 +10,7 @@ from experiments.generators import draws, training
 from experiments.generators.config import GeneratorConfig
 from experiments.harness.run import Run
 from experiments.images import pictures, scoring
+from experiments.images.config import Sampling
 from experiments.images.sampling import Drawing, Scheme
 from experiments.vectors import evaluation
 from sinkflow import data, metrics, plotting
@@ -113,6 +114,7 @@ def report_images(config: Any) -> dict:
     for name, scores in references.items():
         print(scoring.row_line({"method": name, **scores}))
     if drawn is not None:
+        print(scoring.keep(run, scheme, drawn[: Sampling.num_kept]))
         with run.timed("pictures"):
             shown = pictures.scaled(drawn[:100])
             draw_grids(run, made, shown, pictures.scaled(train_set.pixels))

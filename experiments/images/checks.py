@@ -36,6 +36,7 @@ def check_counts(method: str, flow: Flow, training: Training, sampling: Sampling
         pair_size=flow.pair_size,
         num_samples=sampling.num_samples,
         sample_batch=sampling.sample_batch,
+        num_kept=sampling.num_kept,
         **{f"nfe {nfe}": nfe for nfe in sampling.nfe},
     )
     check_steps(

@@ -33,7 +33,7 @@ SHARED = (  # settings that are the same in runs that are compared
     *("dropout", "batch_size", "learning_rate", "clip", "ema_decay"),
     *("stepper", "sample_batch", "smoke"),
 )
-FREE = ("seed", "stages", "data_dir", "nfe", "max_iterations")
+FREE = ("seed", "stages", "data_dir", "nfe", "max_iterations", "keep", "num_kept")
 """Settings that seeds of one method may have different."""
 SCORES = {f"{name}?": float for name in HEADINGS}
 ROW = {**SCORES, "inception?": {**dict.fromkeys(INCEPTION, object), **SCORES}}

@@ -148,6 +148,10 @@ class Sampling:
     are compared with these."""
     sample_batch: int = 2_000
     """Images generated side by side."""
+    keep: tuple[int, ...] = (60, 100)
+    """Numbers of evaluations whose first images are kept in a small file too, to be published."""
+    num_kept: int = 2_000
+    """How many of them."""
     inception_weights: str = ""
     """torch-fidelity's file weights-inception-2015-12-05-*.pth, for FID and IS; by default they are
     not run."""
@@ -197,11 +201,14 @@ class ImageConfig:
         "steps_per_call": 10,
         "checkpoint_every": 10,
         "nfe": (2, 5),
+        "keep": (5,),
+        "num_kept": 20,
         "num_samples": 60,
         "sample_batch": 40,
     }
     SELECTION: ClassVar[tuple[str, ...]] = (
         *("stages", "data_dir", "nfe", "stepper", "phase_end", "num_samples", "sample_batch"),
+        *("keep", "num_kept"),
         *("inception_weights", "max_iterations"),
     )
     """Settings of what is run and how it is sampled: a later start of the run may change them."""

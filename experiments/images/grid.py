@@ -58,7 +58,7 @@ def is_finished(config: mnist.Config) -> bool:
         return False
     known = read_object(file, {"config": dict})["config"]
     now = json.loads(json.dumps(recorded(flat(config))))
-    for name in now.keys() - {"data_dir"}:
+    for name in now.keys() - {"data_dir", "stages"}:
         if known.get(name) != now[name]:
             raise ValueError(
                 f"{file} was run with another {name} ({known.get(name)} instead of {now[name]}); "

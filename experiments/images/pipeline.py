@@ -16,7 +16,7 @@ from experiments.images.config import (
     stage_steps,
 )
 from experiments.images.sampling import Scheme, drawing_of, phase_change, schemes, title
-from experiments.images.scoring import Scorer, judged, load_splits, row_line
+from experiments.images.scoring import Scorer, judged, keep, load_splits, row_line
 from experiments.images.stages import make_stages, pool_records, train_stages, training_records
 from sinkflow.data import images
 from sinkflow.fit import Field
@@ -90,6 +90,8 @@ def report(
         rows.append(row)
         if pixels is not None:
             drawn[title(scheme)] = pixels
+            if scheme.nfe in how.keep:
+                print(keep(run, scheme, pixels[: how.num_kept]))
         print(row_line(row))
     with run.timed("evaluate"):
         references = score.references

@@ -401,6 +401,17 @@ def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config,
     assert calls == [6, 5]
 
 
+def test_kept_images_are_read_back(config):
+    run, pixels = Run(config), np.arange(96, dtype=np.uint8).reshape(6, 4, 4, 1)
+    scheme = Scheme("OT-CFM, Sinkhorn pairs", 60, lambda x: x)
+    line = scoring.keep(run, scheme, pixels[:5])
+    path = run.out / "kept-ot-cfm-sinkhorn-pairs-60.npz"
+    assert line.startswith(f"{path}: 5 images, 0.00 MB")
+    np.testing.assert_array_equal(scoring.load_samples(path, 5, (4, 4, 1)), pixels[:5])
+    with pytest.raises(ValueError, match="kept-ot-cfm"):
+        scoring.load_samples(path, 6, (4, 4, 1))
+
+
 @pytest.mark.parametrize("commit", ["123456789abc-dirty", "unknown"])
 def test_scores_of_code_that_no_commit_names_are_not_kept(config, monkeypatch, commit):
     monkeypatch.setenv("SINKFLOW_COMMIT", commit)
