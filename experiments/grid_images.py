@@ -6,8 +6,8 @@ trains (XLA_PYTHON_CLIENT_MEM_FRACTION=0.4 for both). Each takes the first run t
 the order of its own --methods.
 
 Command:  python -m experiments.grid_images --dataset mnist --seeds 0 1 2
-Runtime:  some four minutes a run on an H200, seven for NSGF++; --smoke, in miniature, five minutes
-          on two CPU cores.
+Runtime:  not run on a GPU yet: some four minutes a run by the records of single runs, six for
+          NSGF++; --smoke, in miniature, ten minutes on two CPU cores.
 Expected: a folder for each run, as experiments.mnist leaves it; once all are finished, table.md,
           table.tex, fd.png and samples.png. A second start goes on where the first one ended.
 Source:   as experiments/mnist.py.
@@ -19,9 +19,10 @@ from typing import Literal
 
 import tyro
 
-from experiments import table_images
 from experiments.harness import cli, folders, tables
-from experiments.images import grid, pipeline
+from experiments.harness.run import recorded
+from experiments.harness.settings import flat
+from experiments.images import comparison, grid, pipeline
 from experiments.images.checks import check
 
 
@@ -54,21 +55,23 @@ def main(config: Config) -> tables.Table | None:
     shared = {"dataset": config.dataset, "data_dir": config.data_dir}
     made = grid.configs(out, config.methods, config.seeds, smoke=config.smoke, **shared)
     folders.opened(out, shared=True)
-    missing = {name: one for name, one in made.items() if not grid.is_finished(one)}
+    finished = lambda one: grid.is_finished(one.folder(), recorded(flat(one)))
+    missing = {name: one for name, one in made.items() if not finished(one)}
     print(f"{len(missing)} of {len(made)} runs to make")
     for one in missing.values():
         check(one)
-    material = pipeline.loaded(next(iter(missing.values()))) if missing else ()
+    first = next(iter(made.values()))
+    own = (first.data_set(), first.sampling, first.data_dir)
+    material = pipeline.loaded(*own, smoke=first.smoke) if missing else None
     for name, one in missing.items():
         # Asked again: meanwhile another process may have made it.
-        if grid.is_free(out, name) and not grid.is_finished(one):
+        if grid.is_free(out, name) and not finished(one):
             print(f"{name}:")
-            pipeline.trained_and_scored(one, *material)
-    if others := [name for name, one in made.items() if not grid.is_finished(one)]:
+            pipeline.main(one, material)
+    if others := [name for name, one in made.items() if not finished(one)]:
         print(f"{', '.join(others)}: of another process; whichever ends last makes the table")
         return None
-    folders_of_runs = tuple(str(one.folder()) for one in made.values())
-    return table_images.main(table_images.Config(runs=folders_of_runs, out=str(out)))
+    return comparison.write([str(one.folder()) for one in made.values()], out)
 
 
 if __name__ == "__main__":

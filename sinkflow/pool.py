@@ -233,9 +233,8 @@ def sample(
       power: in geodesic time a row lies at u^power of its path's time, u uniform in [0, 1).
         Above 1 more rows are early ones, where the paths to different modes part and the
         field is hardest to learn. In flow time every stored state is as likely as any other.
-      start: share of a path's time before which no row lies; u^power then counts from there. Of no
-        effect in flow time.
-      stop: share of a path's time after which no row lies, likewise.
+      start: share of a path's time before which no row lies; u^power then counts from there.
+      stop: share of a path's time after which no row lies. Both are of no effect in flow time.
 
     Raises:
       ValueError: batch_size < 1; outside a trace also power <= 0, or not 0 <= start < stop <= 1.
@@ -245,10 +244,7 @@ def sample(
     _inputs.check_positive("power", power)
     traced = any(isinstance(share, jax.core.Tracer) for share in (start, stop))
     if not traced and not 0 <= start < stop <= 1:
-        raise ValueError(
-            f"start is {start} and stop is {stop}; they are shares of a path's time, "
-            "0 <= start < stop <= 1"
-        )
+        raise ValueError(f"start is {start} and stop is {stop}; wanted 0 <= start < stop <= 1")
     key_row, key_time = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
     u = jax.random.uniform(key_time, (batch_size,), pool.t.dtype)

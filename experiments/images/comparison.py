@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.harness import tables
+from experiments.images import pictures
 from experiments.images.config import label_of
 from experiments.images.stages import TRAINING_FORM
 from sinkflow import plotting
@@ -67,6 +68,25 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     return read_object(path, RESULT)
 
 
+def write(runs: Sequence[str], out: pathlib.Path) -> tables.Table:
+    """Reads the results of runs, writes tables and pictures into ``out``; returns the table.
+
+    Raises:
+      ValueError: no runs, or some that cannot be compared.
+    """
+    results = [read(pathlib.Path(run)) for run in runs]
+    if not results:
+        raise ValueError("runs is empty; name at least one output folder")
+    check_comparable(runs, results)
+    out.mkdir(parents=True, exist_ok=True)
+    table = make_table(results)
+    tables.write(out, [table, training_table(results)])
+    if distances(results):
+        plotting.save(draw(results), out / "fd.png")
+    pictures.draw_beside(runs, results, out / "samples.png")
+    return table
+
+
 def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
     """Raises ValueError unless all runs have the first one's data, samples, network and steps.
 
@@ -92,12 +112,10 @@ def check_comparable(names: Sequence[str], results: Sequence[dict]) -> None:
             raise ValueError(f"{name} is no other seed of {other}: {'; '.join(different)}")
 
 
-def differences(config: dict, other: dict, names: Iterable[str]) -> list[str]:
+def differences(own: dict, other: dict, names: Iterable[str]) -> list[str]:
     """Settings that are others in two runs, in words."""
     return [
-        f"{name} {config[name]} instead of {other[name]}"
-        for name in names
-        if config[name] != other[name]
+        f"{name} {own[name]} instead of {other[name]}" for name in names if own[name] != other[name]
     ]
 
 

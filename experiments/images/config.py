@@ -233,6 +233,17 @@ class ImageConfig:
         return DataSet(self.dataset, self.SHAPE, self.CLASSIFIER, self.FLIP)
 
 
+@dataclasses.dataclass(frozen=True)
+class MnistConfig(ImageConfig):
+    """Every number of the run. Lengths are pixel values in [-1, 1]."""
+
+    dataset: Literal["mnist", "fashion"] = "mnist"
+    """Handwritten digits, or garments."""
+
+    DRIVER: ClassVar[str] = "mnist"
+    SHAPE: ClassVar[tuple[int, int, int]] = (28, 28, 1)
+
+
 Keys = Mapping[str, jax.Array]
 
 

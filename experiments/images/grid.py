@@ -5,10 +5,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import mnist
 from experiments.harness import folders
-from experiments.harness.run import recorded
-from experiments.harness.settings import flat, made
+from experiments.harness.settings import made
+from experiments.images.config import MnistConfig
 from sinkflow.files import read_object
 
 SPLIT = {"split": 0.5}  # where NSGF++ changes from one network to the other
@@ -27,18 +26,20 @@ RUNS: dict[str, dict[str, Any]] = {  # from those that take little memory to tho
 
 def configs(
     out: pathlib.Path, names: Sequence[str], seeds: Sequence[int], *, smoke: bool, **shared: Any
-) -> dict[str, mnist.Config]:
+) -> dict[str, MnistConfig]:
     """A run for each method and seed by its folder's name, with the ``shared`` settings.
 
     Raises:
-      ValueError: a name that is not of :data:`RUNS`.
+      ValueError: no names or seeds, or a name that is not of :data:`RUNS`.
     """
+    if not names or not seeds:
+        raise ValueError("methods or seeds is empty; name at least one of each")
     if unknown := sorted(set(names) - RUNS.keys()):
         raise ValueError(f"methods has {unknown}; choose among {', '.join(RUNS)}")
-    small = mnist.Config.SMOKE if smoke else {}
+    small = MnistConfig.SMOKE if smoke else {}
     return {
         (folder := f"{name}-{seed}"): made(
-            mnist.Config,
+            MnistConfig,
             **{**RUNS[name], **small, **shared, "smoke": smoke},
             **{"seed": seed, "out": str(out / folder)},
         )
@@ -47,17 +48,17 @@ def configs(
     }
 
 
-def is_finished(config: mnist.Config) -> bool:
-    """Whether the run has its result.
+def is_finished(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
+    """Whether the run of these settings has its result.
 
     Raises:
       ValueError: it has one of other settings.
     """
-    file = config.folder() / "result.json"
+    file = folder / "result.json"
     if not file.is_file():
         return False
     known = read_object(file, {"config": dict})["config"]
-    now = json.loads(json.dumps(recorded(flat(config))))
+    now = json.loads(json.dumps(settings))  # which has lists for tuples
     for name in now.keys() - {"data_dir", "stages"}:
         if known.get(name) != now[name]:
             raise ValueError(

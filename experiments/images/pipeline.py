@@ -24,25 +24,15 @@ from sinkflow.fit import Field
 GIGABYTE = 1e9
 
 
-def main(config: ImageConfig) -> dict:
-    """Trains what is missing, samples, scores, draws; returns result.json's content."""
+def main(config: ImageConfig, material: tuple[images.Images, Scorer] | None = None) -> dict:
+    """Trains what is missing, samples, scores, draws; returns result.json's content.
+
+    ``material`` is what :func:`loaded` gives; runs of several seeds and methods may share it.
+    """
     check(config)
-    return trained_and_scored(config, *loaded(config))
-
-
-def loaded(config: ImageConfig) -> tuple[images.Images, Scorer]:
-    """The training images, and what judges; runs of several seeds and methods may share them."""
-    data_set, how = config.data_set(), config.sampling
-    train_set, test_set = load_splits(
-        data_set.name, config.data_dir, smoke=config.smoke, shape=data_set.shape
-    )
-    judging = data_set.name if data_set.classifier else None
-    return train_set, Scorer(judging, train_set, test_set, how.num_samples, how.inception_weights)
-
-
-def trained_and_scored(config: ImageConfig, train_set: images.Images, score: Scorer) -> dict:
-    """:func:`main` with what :func:`loaded` gives: what it lacks is said before training."""
     method, data_set, how = config.method, config.data_set(), config.sampling
+    # First: what it lacks is said before training.
+    train_set, score = material or loaded(data_set, how, config.data_dir, smoke=config.smoke)
     keys = keys_of(config.seed)
     check_data(method, config.flow, len(train_set.labels))
     # Chosen stages may be trained beside others.
@@ -71,6 +61,15 @@ def trained_and_scored(config: ImageConfig, train_set: images.Images, score: Sco
         return {}
     ways = schemes(config.label(), method, how, fields, config.training.split)
     return report(run, fields, ways, score, data_set, how, keys["noise"])
+
+
+def loaded(
+    data_set: DataSet, how: Sampling, data_dir: str, *, smoke: bool
+) -> tuple[images.Images, Scorer]:
+    """The training images, and what judges."""
+    train_set, test_set = load_splits(data_set.name, data_dir, smoke=smoke, shape=data_set.shape)
+    judging = data_set.name if data_set.classifier else None
+    return train_set, Scorer(judging, train_set, test_set, how.num_samples, how.inception_weights)
 
 
 def report(

@@ -32,7 +32,7 @@ SCORES = ("precision", "recall", "coverage", "class_tv")
 def seeds(dataset: str, name: str) -> list[str]:
     """Names of a method's records: images-DATASET-NAME, and with -SEED at the end."""
     stem = f"images-{dataset}-{name}"
-    found = [path.stem for path in sorted(RESULTS.glob(f"{stem}*.json"))]
+    found = sorted(sorted(path.stem for path in RESULTS.glob(f"{stem}*.json")), key=len)
     return [one for one in found if re.fullmatch(rf"{re.escape(stem)}(-\d+)?", one)]
 
 
