@@ -9,6 +9,7 @@ from experiments.harness.settings import (
 )
 from experiments.images import judge
 from experiments.images.config import (
+    OF_FLOWS,
     Flow,
     ImageConfig,
     Network,
@@ -96,8 +97,8 @@ def check_method(
     if flow.pairs != "independent" and pairing(method, flow.pairs) != flow.pairs:
         raise ValueError(f"pairs is {flow.pairs!r}; {method} has its own, leave the setting away")
     two_phases, end = method == "nsgf++", sampling.phase_end
-    if two_phases and training.split:
-        raise ValueError(f"split is {training.split}; {method} has two networks, leave it away")
+    if training.split and method in OF_FLOWS:
+        raise ValueError(f"split is {training.split}; it is for fm and ot-cfm, leave it away")
     if two_phases and not 0 < end <= 1:
         raise ValueError(f"phase_end is {end}; geodesic time lies in (0, 1]")
     if two_phases and not 0 <= training.straight_start < end:
@@ -113,7 +114,7 @@ def check_method(
 def check_data(method: str, flow: Flow, count: int) -> None:
     """Raises ValueError that names the cloud that ``count`` training images cannot fill."""
     sizes = {}
-    if method == "nsgf++":
+    if method in OF_FLOWS:
         sizes["num_particles"] = flow.num_particles
     if pairing(method, flow.pairs) != "independent":
         sizes["pair_size"] = flow.pair_size

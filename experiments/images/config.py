@@ -12,11 +12,13 @@ from experiments.harness.files import slug
 from sinkflow import flow, parallel
 from sinkflow.nets import unet
 
-METHODS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM"}
+METHODS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM", "flow-map": "Flow map"}
 """Labels of the methods."""
+OF_FLOWS = ("nsgf++", "flow-map")
+"""Methods that are trained on Sinkhorn flows."""
 PURPOSES = (
     *("shuffle", "epsilon", "flows", "pairs", "noise"),
-    *("velocity", "predictor", "straight", "first", "second"),
+    *("velocity", "predictor", "straight", "first", "second", "map"),
 )
 
 
@@ -161,9 +163,9 @@ class Sampling:
 class ImageConfig:
     """Settings that every image model needs. Lengths are pixel values in [-1, 1]."""
 
-    method: Literal["nsgf++", "fm", "ot-cfm"] = "nsgf++"
-    """NSGF++ (three stages), or flow matching with independent or optimal pairs, which trains
-    for as many steps as the three stages together."""
+    method: Literal["nsgf++", "fm", "ot-cfm", "flow-map"] = "nsgf++"
+    """NSGF++ (three stages); flow matching with independent or optimal pairs; or the flow map of
+    NSGF++'s flows. These train for as many steps as the three stages together."""
     stages: tuple[str, ...] = ()
     """Stages to train in this start: velocity, predictor, straight, which begins as the velocity;
     first and second of two UNets, of which the second begins as the first. By default all of the
@@ -263,6 +265,8 @@ def stage_steps(method: str, training: Training) -> dict[str, int]:
     if method == "nsgf++":
         return each
     total, call = sum(each.values()), training.steps_per_call
+    if method == "flow-map":
+        return {"map": total}
     if not training.split:
         return {"straight": total}
     first = call * round(training.split * total / call)
@@ -271,7 +275,7 @@ def stage_steps(method: str, training: Training) -> dict[str, int]:
 
 def pairing(method: str, pairs: str) -> str:
     """Pairs of the method's straight flow; ``pairs`` are those asked for."""
-    if method == "fm":
+    if method in ("fm", "flow-map"):
         return "independent"
     return "exact" if (method, pairs) == ("ot-cfm", "independent") else pairs
 

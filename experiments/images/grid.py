@@ -20,6 +20,7 @@ RUNS: dict[str, dict[str, Any]] = {  # from those that take little memory to tho
     "ot-cfm-sinkhorn-pairs": {"method": "ot-cfm", **CLOUDS},
     "nsgfpp": {"method": "nsgf++"},
     "nsgfpp-sinkhorn-pairs": {"method": "nsgf++", **CLOUDS},
+    "flow-map": {"method": "flow-map", "nfe": (1, 2, 5, 10), "keep": (1,)},
 }
 """Settings of each method by the name of its folder, which is the slug of its label."""
 

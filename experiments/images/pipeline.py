@@ -7,6 +7,7 @@ from experiments.harness.run import Run
 from experiments.images import judge, pictures
 from experiments.images.checks import check, check_data
 from experiments.images.config import (
+    OF_FLOWS,
     DataSet,
     Flow,
     ImageConfig,
@@ -125,7 +126,7 @@ def memory_ahead(method: str, flow: Flow, pixels) -> str:
     floats = 4 * pixels[0].size
     parts = {"images": pixels.nbytes / GIGABYTE}
     particles = flow.num_clouds * flow.num_particles
-    if method == "nsgf++":
+    if method in OF_FLOWS:
         # Twice: its clouds are put together at the end.
         parts["pool"] = 2 * particles * flow.flow_steps * floats / GIGABYTE
         called = flow.clouds_per_call * flow.num_particles

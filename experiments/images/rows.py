@@ -1,12 +1,13 @@
 """Batches of image models, and the loss of velocities with dropout."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sinkflow import pool, train
+from sinkflow import flow_map, pool, train
 from sinkflow.data import images
 from sinkflow.pairs import straight
 
@@ -14,7 +15,7 @@ from sinkflow.pairs import straight
 class Batch(NamedTuple):
     """Rows to match velocities on, and the key of the network's dropout."""
 
-    rows: pool.Rows
+    rows: pool.Rows | flow_map.Rows
     key: jax.Array
 
 
@@ -37,6 +38,12 @@ def pool_rows(rows: pool.Pool, key, batch_size: int, power=1.0, start=0.0, stop=
     return Batch(pool.sample(rows, key_rows, batch_size, power, start, stop), key_dropout)
 
 
+def map_rows(rows: pool.Pool, key, batch_size: int, power=1.0) -> Batch:
+    """Pairs of states of a pool's flows, see :func:`sinkflow.flow_map.sample`."""
+    key_rows, key_dropout = jax.random.split(key)
+    return Batch(flow_map.sample(rows, key_rows, batch_size, power), key_dropout)
+
+
 def vectors(key, pixels, mirror: bool):
     """Images of bytes as vectors [n, d] from -1 to 1, mirrored at random where that is asked."""
     x = images.scale(pixels)
@@ -44,8 +51,14 @@ def vectors(key, pixels, mirror: bool):
     return x.reshape(x.shape[0], -1)
 
 
-def matching_loss(apply_fn, params, batch: Batch, impl: str = "rbg"):
-    """:func:`sinkflow.train.velocity_matching_loss` a pixel, with the network's dropout.
+def matching_loss(
+    apply_fn,
+    params,
+    batch: Batch,
+    impl: str = "rbg",
+    loss_fn: Callable = train.velocity_matching_loss,
+):
+    """A matching loss a pixel, by default of velocities, with the network's dropout.
 
     ``impl`` is the generator of the masks: one of threefry costs a GPU more than they are worth.
     """
@@ -53,7 +66,12 @@ def matching_loss(apply_fn, params, batch: Batch, impl: str = "rbg"):
     bits = jax.random.bits(batch.key, words, jnp.uint32)
     rngs = {"dropout": jax.random.wrap_key_data(bits, impl=impl)}
     noisy = functools.partial(apply_fn, train=True, rngs=rngs)
-    return train.velocity_matching_loss(noisy, params, batch.rows) / batch.rows.x.shape[1]
+    return loss_fn(noisy, params, batch.rows) / batch.rows.x.shape[1]
+
+
+def map_loss(apply_fn, params, batch: Batch):
+    """:func:`sinkflow.flow_map.matching_loss` a pixel, with the network's dropout."""
+    return matching_loss(apply_fn, params, batch, loss_fn=flow_map.matching_loss)
 
 
 def prediction_loss(apply_fn, params, batch: Batch):

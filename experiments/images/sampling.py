@@ -13,7 +13,7 @@ import numpy as np
 from experiments.harness.cli import progress
 from experiments.harness.run import Run
 from experiments.images.config import METHODS, DataSet, Sampling
-from sinkflow import ode, sampling
+from sinkflow import flow_map, ode, sampling
 from sinkflow.data import images
 from sinkflow.fit import Field
 
@@ -65,6 +65,11 @@ def schemes(
     alone = functools.partial(follow, stepper=how.stepper)
     made = []
     for nfe in how.nfe:
+        if method == "flow-map":
+            apply_fn, params = fields["map"][:2]
+            carry = functools.partial(flow_map.carry, apply_fn, params, nfe=nfe)
+            made.append(Scheme(label, nfe, carry))
+            continue
         if method != "nsgf++":
             made.append(Scheme(label, nfe, functools.partial(alone, own, nfe=nfe)))
             continue

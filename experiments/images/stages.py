@@ -29,7 +29,14 @@ from experiments.images.config import (
     stage_steps,
 )
 from experiments.images.pools import flow_pools, pair_pools, samplers
-from experiments.images.rows import matching_loss, pool_rows, prediction_loss, straight_rows
+from experiments.images.rows import (
+    map_loss,
+    map_rows,
+    matching_loss,
+    pool_rows,
+    prediction_loss,
+    straight_rows,
+)
 from sinkflow import checkpoint, nets, train
 from sinkflow.files import read_object
 from sinkflow.fit import CHECKPOINTS, Field
@@ -95,10 +102,11 @@ def make_stages(
 
     # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
     start = training.straight_start if method == "nsgf++" else 0.0
+    flows = flow_pools(run, keys["flows"], clouds, flow)
+    draw_pairs = functools.partial(map_rows, batch_size=batch, power=power)
     made = {
-        "velocity": Stage(
-            velocity, matching_loss, draw_flows, flow_pools(run, keys["flows"], clouds, flow)
-        ),
+        "velocity": Stage(velocity, matching_loss, draw_flows, flows),
+        "map": Stage(of_two_times(network, data_set.shape), map_loss, draw_pairs, flows),
         "predictor": Stage(
             nets.on_vectors(unet.ConvTimePredictor(), data_set.shape),
             prediction_loss,
@@ -111,6 +119,16 @@ def make_stages(
         "second": straight_stage(training.split),
     }
     return {name: made[name] for name in stage_steps(method, training)}
+
+
+def of_two_times(network: Network, shape: tuple[int, int, int]) -> nets.Network:
+    """A field of mean velocities ``(params, x, s, t)``, see :mod:`sinkflow.flow_map`."""
+    made = nets.on_vectors(network.velocity(), shape, jnp.zeros((1, 2)))
+
+    def apply_fn(params, x, s, t, **options):
+        return made.apply_fn(params, x, jnp.stack([s, t], axis=1), **options)
+
+    return nets.Network(made.init, apply_fn)
 
 
 def train_stage(

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.harness import tables
 from experiments.harness.settings import made
 from experiments.images import comparison
-from experiments.images.config import Training, pairing, stage_steps
+from experiments.images.config import OF_FLOWS, Training, pairing, stage_steps
 from experiments.pages.blocks import RESULTS, ROOT, link, record
 from sinkflow.files import read_object
 
@@ -19,6 +19,7 @@ RUNS = {  # where a method's records are, in the order of tables; those of rows 
     "NSGF++": "nsgfpp",
     "NSGF++, Sinkhorn pairs": "nsgfpp-sinkhorn-pairs",
     "NSGF": "nsgfpp",
+    "Flow map": "flow-map",
     "OT-CFM": "ot-cfm",
     "OT-CFM, two networks": "ot-cfm-two-networks",
     "OT-CFM, Sinkhorn pairs": "ot-cfm-sinkhorn-pairs",
@@ -150,12 +151,13 @@ def settings() -> str:
             if len(counts) == 1:  # a rival has the steps of all stages for its one network
                 counts = {"one network": sum(counts.values())}
             steps = ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
-            cloud = f"{config['num_particles']:,}" if "velocity" in stages else ""
+            cloud = f"{config['num_particles']:,}" if config["method"] in OF_FLOWS else ""
             pairs = pairing(config["method"], config["pairs"]).replace("sinkhorn", "Sinkhorn")
             within = "" if pairs == "independent" else f" within {config['pair_size']:,}"
             peaks = [stage["device_memory_gb"] for stage in stages.values()]
             peak = "unknown" if None in peaks else f"{max(peaks):.1f} GB"
-            body.append([f"{dataset}, {label}", steps, cloud, f"{pairs}{within}", peak])
+            straight = "" if config["method"] == "flow-map" else f"{pairs}{within}"
+            body.append([f"{dataset}, {label}", steps, cloud, straight, peak])
     header = ["run", "optimiser steps", "images of a flow's cloud", "straight pairs", "memory"]
     return tables.markdown(tables.Table("What is trained", header, body))
 

@@ -257,7 +257,9 @@ def test_methods_train_for_the_same_number_of_steps(config):
         ({"method": "fm", "stages": ("velocity",)}, "fm has no stage 'velocity'; it has straight"),
         ({"method": "fm", "split": 1.0}, r"split is 1\.0; it lies in \[0, 1\)"),
         ({"method": "fm", "split": 0.0001}, "first_steps is 0"),
-        ({"split": 0.5}, r"split is 0\.5; nsgf\+\+ has two networks"),
+        ({"split": 0.5}, r"split is 0\.5; it is for fm and ot-cfm"),
+        ({"method": "flow-map", "split": 0.5}, r"split is 0\.5; it is for fm and ot-cfm"),
+        ({"method": "flow-map", "pairs": "exact"}, "pairs is 'exact'; flow-map has its own"),
     ],
 )
 def test_settings_that_cannot_be_are_named(config, changes, message):
@@ -340,6 +342,45 @@ def test_a_trained_stage_carries_noise_to_the_image(config):
     end = scheme.carry(drawing(config).noise(0))
     wanted = rows.vectors(None, image[None], mirror=False)
     assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.2  # it was 1.2 at first
+
+
+@pytest.mark.slow
+def test_a_flow_map_carries_noise_to_the_image_in_any_number_of_steps(config):
+    image = jnp.where(jnp.arange(16).reshape(4, 4, 1) % 3 == 0, 255, 0).astype(jnp.uint8)
+    config = replaced(
+        config,
+        **{"method": "flow-map", "channels": 8, "multipliers": (1,), "num_blocks": 1},
+        **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 180, "batch_size": 32},
+        **{"learning_rate": 1e-2, "nfe": (1, 2, 5), "sample_batch": 8},
+    )
+    run = Run(config)
+    (stage,) = stages_of(config, jnp.broadcast_to(image[None], (64, 4, 4, 1))).values()
+    # Every flow goes straight to the one image: what epsilon makes of it is no part of this.
+    noise = jax.random.normal(jax.random.key(5), (256, 16))
+    wanted = rows.vectors(None, image[None], mirror=False)
+    straight = pool.from_pairs(noise, jnp.broadcast_to(wanted, noise.shape))
+    field = stages.train_stage(
+        run,
+        "map",
+        stage._replace(data=lambda part: straight),
+        jax.random.key(0),
+        num_steps=200,
+        refresh_every=10,
+        training=config.training,
+    )
+    ways = schemes(config.label(), config.method, config.sampling, {"map": field})
+    assert [(way.label, way.nfe) for way in ways] == [("Flow map", nfe) for nfe in (1, 2, 5)]
+    for way in ways:
+        end = way.carry(drawing(config).noise(0))
+        assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.3  # it was 1.2 at first
+
+
+@pytest.mark.slow
+def test_rows_of_a_flow_map_are_pairs_of_states_of_flows(config, pixels):
+    (stage,) = stages_of(replaced(config, method="flow-map"), pixels).values()
+    own = stage.draw(stage.data(0), jax.random.key(1)).rows
+    assert own.x.shape == own.velocity.shape == (8, 16)
+    assert bool(jnp.all((own.s >= 0) & (own.s <= own.t) & (own.t <= 1)))
 
 
 def test_a_stage_begins_with_given_parameters_and_leaves_them(config):
