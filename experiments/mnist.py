@@ -9,23 +9,9 @@ Expected: samples/, scores/ and pictures/ for each number of evaluations, and re
 Source:   arXiv:2401.14069, the MNIST experiment; rivals arXiv:2210.02747 and arXiv:2302.00482.
 """
 
-import dataclasses
-from typing import ClassVar, Literal
-
 from experiments.harness import cli
-from experiments.images.config import ImageConfig
+from experiments.images.config import MnistConfig as Config
 from experiments.images.pipeline import main
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(ImageConfig):
-    """Every number of the run. Lengths are pixel values in [-1, 1]."""
-
-    dataset: Literal["mnist", "fashion"] = "mnist"
-    """Handwritten digits, or garments."""
-
-    SHAPE: ClassVar[tuple[int, int, int]] = (28, 28, 1)
-
 
 if __name__ == "__main__":
     cli.run_driver(main, Config, __doc__)

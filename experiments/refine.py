@@ -97,7 +97,7 @@ def main(config: Config) -> tables.Table:
     table = refinement.table(own.dataset, rows)
     tables.write(run.out, [table])
     plotting.save(plotting.image_grid(drawn, 10), run.out / "samples.png")
-    run.finish(rows=rows, references=score.references(), dataset=own.dataset)
+    run.finish(rows=rows, references=score.references, dataset=own.dataset)
     return table
 
 

@@ -93,7 +93,7 @@ def run(one: grid.Row, todo: list[grid.Row], side_by_side: int) -> dict[str, Any
         except BaseException:  # also SIGTERM: no row begins that nobody waits for
             pool.shutdown(cancel_futures=True)
             raise
-    return data.scorer.references()
+    return data.scorer.references
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import pathlib
 import tyro
 
 from experiments.harness import cli, tables
-from experiments.images import comparison, pictures
-from sinkflow import plotting
+from experiments.images import comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,25 +21,15 @@ class Config:
     """Which runs to compare, and where to put the table."""
 
     runs: tuple[str, ...]
-    """Output folders of mnist.py or cifar10.py, all of one data set, or their result.json."""
+    """Output folders of mnist.py or cifar10.py, all of one data set, or their result.json. Runs of
+    one method with other seeds are put together: mean, deviation, bars."""
     out: str = "runs/table-images"
     """Folder for tables and pictures."""
 
 
 def main(config: Config) -> tables.Table:
     """Reads the results, writes the table and the picture."""
-    results = [comparison.read(pathlib.Path(run)) for run in config.runs]
-    if not results:
-        raise ValueError("runs is empty; name at least one output folder")
-    comparison.check_comparable(config.runs, results)
-    out = pathlib.Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    table = comparison.make_table(results)
-    tables.write(out, [table, comparison.training_table(results)])
-    if any("fd" in row for result in results for row in result["rows"]):
-        plotting.save(comparison.draw(results), out / "fd.png")
-    pictures.draw_beside(config.runs, results, out / "samples.png")
-    return table
+    return comparison.write(config.runs, pathlib.Path(config.out))
 
 
 if __name__ == "__main__":

@@ -222,6 +222,7 @@ def sample(
     batch_size: int,
     power: ScalarLike = 1.0,
     start: ScalarLike = 0.0,
+    stop: ScalarLike = 1.0,
 ) -> Rows:
     """Rows drawn with replacement, for use inside a jitted step.
 
@@ -232,22 +233,23 @@ def sample(
       power: in geodesic time a row lies at u^power of its path's time, u uniform in [0, 1).
         Above 1 more rows are early ones, where the paths to different modes part and the
         field is hardest to learn. In flow time every stored state is as likely as any other.
-      start: share of a path's time, in [0, 1), before which no row lies; u^power then counts
-        from there. Of no effect in flow time.
+      start: share of a path's time before which no row lies; u^power then counts from there.
+      stop: share of a path's time after which no row lies. Both are of no effect in flow time.
 
     Raises:
-      ValueError: batch_size < 1; outside a trace also power <= 0 or a start outside [0, 1).
+      ValueError: batch_size < 1; outside a trace also power <= 0, or not 0 <= start < stop <= 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _inputs.check_positive("power", power)
-    if not isinstance(start, jax.core.Tracer) and not 0 <= start < 1:
-        raise ValueError(f"start is {start}; it is a share of a path's time, in [0, 1)")
+    traced = any(isinstance(share, jax.core.Tracer) for share in (start, stop))
+    if not traced and not 0 <= start < stop <= 1:
+        raise ValueError(f"start is {start} and stop is {stop}; wanted 0 <= start < stop <= 1")
     key_row, key_time = jax.random.split(key)
     row = jax.random.randint(key_row, (batch_size,), 0, pool.x.shape[0])
     u = jax.random.uniform(key_time, (batch_size,), pool.t.dtype)
     starts, widths = pool.t[row], pool.width[row]
-    drawn = (starts[:, -1] + widths[:, -1]) * (start + (1 - start) * u**power)
+    drawn = (starts[:, -1] + widths[:, -1]) * (start + (stop - start) * u**power)
     segment = jnp.sum(starts <= drawn[:, None], axis=1) - 1
     stored = (u * starts.shape[1]).astype(segment.dtype)
     k = jnp.where(jnp.any(widths > 0, axis=1), segment, stored)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +155,43 @@ def test_images_hold_what_their_page_claims(dataset):
     shown = " and ".join(f"{fd['NSGF++', nfe]:.1f}" for nfe in (10, 60))
     theirs = " and ".join(f"{fd['OT-CFM', nfe]:.1f}" for nfe in (10, 60))
     assert f"MNIST, NSGF++ {shown}, OT-CFM {theirs}" in mnist.__doc__
+
+
+@pytest.fixture
+def more_seeds(monkeypatch, tmp_path):
+    """Beside the records of images: a second seed of FM, half as far, and FM of two networks."""
+    for path in RESULTS.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    second, two = (record("images-mnist-fm") for _ in range(2))
+    second["config"]["seed"], two["config"]["split"] = 1, 0.5
+    for row in second["rows"]:
+        row["fd"] /= 2
+    for row in two["rows"]:
+        row["method"] = "FM, two networks"
+    for name, found in (("fm-1", second), ("fm-two-networks-0", two)):
+        (tmp_path / f"images-mnist-{name}.json").write_text(json.dumps(found))
+    monkeypatch.setattr(blocks, "RESULTS", tmp_path)
+    monkeypatch.setattr(images, "RESULTS", tmp_path)
+
+
+def test_new_seeds_and_methods_of_images_appear_on_the_pages(more_seeds):
+    (fd,) = (row["fd"] for row in record("images-mnist-fm")["rows"] if row["nfe"] == 60)
+    assert images.seeds("mnist", "fm") == ["images-mnist-fm", "images-mnist-fm-1"]
+    text = images.distance()
+    assert f"{0.75 * fd:.3g} ± {0.25 * fd:.2g}" in text
+    assert "10,000 samples, mean ± standard deviation of 1, 2 seeds, NVIDIA H200" in text
+    assert "[FM, two networks](images-mnist-fm-two-networks-0.json)" in text
+    assert images.rows("mnist")["FM", 60]["fd"] == pytest.approx(0.75 * fd)
+    settings = images.settings()
+    assert "| mnist, FM, two networks | first 10,000, second 10,000 |" in settings
+    assert settings.count("mnist, FM |") == 1
+    assert "mnist, FM, two networks" in images.scores()
+    table, training = images.whole("mnist")
+    assert [row[2] for row in table.rows if row[:2] == ["FM", "60"]] == ["2"]
+    names = [row[0] for row in training.rows]
+    assert names[-3:] == ["FM, seed 0", "FM, seed 1", "FM, two networks, seed 0"]
+    for name in ("generators-beside", "generators-speed"):
+        assert "FM, two networks" in results_pages.BLOCKS[name]()
 
 
 def test_stored_and_refreshed_pools_differ_in_nothing_else():

@@ -154,13 +154,13 @@ def test_a_power_prefers_early_times_and_stays_on_the_paths(key):
     assert np.all(off.max(axis=-1).min(axis=(1, 2)) < 1e-5)
 
 
-def test_a_start_leaves_earlier_times_out(key):
+@pytest.mark.parametrize("stop", [1.0, 0.6])
+def test_a_start_and_a_stop_leave_other_times_out(key, stop):
     rows, _ = built(key)
-    batch = jax.tree.map(
-        np.asarray, pool.sample(rows, jax.random.key(2), DRAWS, power=2.0, start=0.3)
-    )
-    assert batch.t.min() >= 0.3
-    assert scipy.stats.kstest(np.sqrt((batch.t - 0.3) / 0.7), "uniform").pvalue > 1e-4
+    own = {"power": 2.0, "start": 0.3, "stop": stop}
+    t = np.asarray(pool.sample(rows, jax.random.key(2), DRAWS, **own).t)
+    assert t.min() >= 0.3 and t.max() <= stop
+    assert scipy.stats.kstest(np.sqrt((t - 0.3) / (stop - 0.3)), "uniform").pvalue > 1e-4
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

@@ -20,7 +20,6 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,7 +32,6 @@ from experiments.generators.config import GeneratorConfig, preset
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import checked, flat, made, naming
 from experiments.images import comparison, stages
-from experiments.images.sampling import Drawing, Scheme
 from experiments.images.scoring import load_samples
 from experiments.pages.blocks import RESULTS
 from experiments.vectors import cells
@@ -214,8 +212,7 @@ def read_result(path):
 
 
 def read_samples(path):
-    drawing = Drawing(jax.random.key(0), 4, (2, 2, 1), 3, 3, {})
-    load_samples(folder_run(path.parents[1]), drawing, Scheme("FM", 2, lambda x: x))
+    load_samples(path, 3, (2, 2, 1))
 
 
 ROW = grid.Row("rate", "0.001", 0, pathlib.Path(), preset("mnist", num_samples=3))
@@ -276,7 +273,7 @@ READERS = {
     "training.json": Reader(
         "straight/training.json",
         encoded({**TRAINING, **CIRCUMSTANCES}),
-        lambda path: stages.training_records(folder_run(path.parents[1]), "fm"),
+        lambda path: stages.training_records(folder_run(path.parents[1]), ("straight",)),
     ),
     "record of a pool": Reader(
         "pools/0.json",

@@ -8,9 +8,9 @@ import numpy as np
 
 from experiments.generators import draws, training
 from experiments.generators.config import GeneratorConfig
-from experiments.harness import provenance
 from experiments.harness.run import Run
 from experiments.images import pictures, scoring
+from experiments.images.config import Sampling
 from experiments.images.sampling import Drawing, Scheme
 from experiments.vectors import evaluation
 from sinkflow import data, metrics, plotting
@@ -110,10 +110,11 @@ def report_images(config: Any) -> dict:
     row, drawn = scoring.judged(run, drawing, scheme, score)
     print(scoring.row_line(row))
     with run.timed("evaluate"):
-        references = score.references()
+        references = score.references
     for name, scores in references.items():
         print(scoring.row_line({"method": name, **scores}))
     if drawn is not None:
+        print(scoring.keep(run, scheme, drawn[: Sampling.num_kept]))
         with run.timed("pictures"):
             shown = pictures.scaled(drawn[:100])
             draw_grids(run, made, shown, pictures.scaled(train_set.pixels))
@@ -124,7 +125,7 @@ def report_images(config: Any) -> dict:
         dataset=config.dataset,
         num_samples=score.count,
         classifier=score.judge.weights and score.judge.weights.record["sha256"],
-        device_memory_gb=provenance.peak_memory(),
+        device_memory_gb=run.peak_memory(),
         **scales,
     )
 

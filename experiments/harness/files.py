@@ -2,10 +2,16 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sinkflow import checkpoint
+
+
+def slug(label: str) -> str:
+    """The label as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("+", "p")).strip("-")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

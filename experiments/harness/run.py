@@ -77,7 +77,7 @@ class Run:
         self.times: dict[str, float] = {"compile": 0.0}
         self.resumed_from: int | None = None
         self.pool_restored = False
-        self.start = time.perf_counter()
+        self.start, self.memory_before = time.perf_counter(), provenance.peak_memory()
         # Read now: by the end of a long run the checkout may be another.
         self.commit = provenance.commit()
         folders.opened(self.out, shared=shared)
@@ -176,6 +176,11 @@ class Run:
             "versions": {"python": platform.python_version(), **provenance.versions()},
             "device": provenance.device(),
         }
+
+    def peak_memory(self) -> float | None:
+        """Largest memory of the first device so far [GB]; None where an earlier run took more."""
+        peak = provenance.peak_memory()
+        return None if peak is None or peak == self.memory_before else peak
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Writes result.json: results, config, commit, versions, device and times."""

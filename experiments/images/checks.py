@@ -9,7 +9,7 @@ from experiments.harness.settings import (
 )
 from experiments.images import judge
 from experiments.images.config import (
-    STAGES,
+    OF_FLOWS,
     Flow,
     ImageConfig,
     Network,
@@ -22,8 +22,8 @@ from experiments.images.config import (
 
 def check(config: ImageConfig) -> None:
     """Raises ValueError that names the first setting that cannot be."""
-    check_counts(config.method, config.flow, config.training, config.sampling)
     check_parts(config.flow, config.network, config.training, config.sampling)
+    check_counts(config.method, config.flow, config.training, config.sampling)
     check_method(config.method, config.stages, config.flow, config.training, config.sampling)
 
 
@@ -37,6 +37,7 @@ def check_counts(method: str, flow: Flow, training: Training, sampling: Sampling
         pair_size=flow.pair_size,
         num_samples=sampling.num_samples,
         sample_batch=sampling.sample_batch,
+        num_kept=sampling.num_kept,
         **{f"nfe {nfe}": nfe for nfe in sampling.nfe},
     )
     check_steps(
@@ -70,6 +71,7 @@ def check_parts(flow: Flow, network: Network, training: Training, sampling: Samp
         ema_decay=(0 <= training.ema_decay < 1, "[0, 1)"),
         row_power=(training.row_power > 0, "(0, inf)"),
         learning_rate=(training.learning_rate > 0, "(0, inf)"),
+        split=(0 <= training.split < 1, "[0, 1)"),
         clip=(training.clip > 0, "(0, inf)"),
     )
     least = judge.LEAST_IMAGES
@@ -92,24 +94,27 @@ def check_method(
     method: str, stages: tuple[str, ...], flow: Flow, training: Training, sampling: Sampling
 ) -> None:
     """Raises ValueError that names the first setting that the method does not have."""
-    if method != "nsgf++" and flow.pairs != "independent":
+    if flow.pairs != "independent" and pairing(method, flow.pairs) != flow.pairs:
         raise ValueError(f"pairs is {flow.pairs!r}; {method} has its own, leave the setting away")
     two_phases, end = method == "nsgf++", sampling.phase_end
+    if training.split and method in OF_FLOWS:
+        raise ValueError(f"split is {training.split}; it is for fm and ot-cfm, leave it away")
     if two_phases and not 0 < end <= 1:
         raise ValueError(f"phase_end is {end}; geodesic time lies in (0, 1]")
     if two_phases and not 0 <= training.straight_start < end:
         raise ValueError(
             f"straight_start is {training.straight_start}; it lies in [0, phase_end), below {end}"
         )
+    known = stage_steps(method, training)
     for name in stages:
-        if name not in STAGES[method]:
-            raise ValueError(f"{method} has no stage {name!r}; it has {', '.join(STAGES[method])}")
+        if name not in known:
+            raise ValueError(f"{method} has no stage {name!r}; it has {', '.join(known)}")
 
 
 def check_data(method: str, flow: Flow, count: int) -> None:
     """Raises ValueError that names the cloud that ``count`` training images cannot fill."""
     sizes = {}
-    if method == "nsgf++":
+    if method in OF_FLOWS:
         sizes["num_particles"] = flow.num_particles
     if pairing(method, flow.pairs) != "independent":
         sizes["pair_size"] = flow.pair_size

@@ -8,17 +8,17 @@ from typing import ClassVar, Literal, NamedTuple
 
 import jax
 
+from experiments.harness.files import slug
 from sinkflow import flow, parallel
 from sinkflow.nets import unet
 
-STAGES = {
-    "nsgf++": ("velocity", "predictor", "straight"),
-    "fm": ("straight",),
-    "ot-cfm": ("straight",),
-}
+METHODS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM", "flow-map": "Flow map"}
+"""Labels of the methods."""
+OF_FLOWS = ("nsgf++", "flow-map")
+"""Methods that are trained on Sinkhorn flows."""
 PURPOSES = (
     *("shuffle", "epsilon", "flows", "pairs", "noise"),
-    *("velocity", "predictor", "straight"),
+    *("velocity", "predictor", "straight", "first", "second", "map"),
 )
 
 
@@ -62,7 +62,8 @@ class Flow:
     max_iterations: int = 20_000
     """Cap on the iterations of a Sinkhorn solve; a run that failed on it goes on with a larger."""
     pairs: Literal["independent", "exact", "sinkhorn"] = "independent"
-    """Pairs of NSGF++'s straight flow: none, exact assignment, or drawn from a Sinkhorn plan."""
+    """Pairs of NSGF++'s straight flow: none, exact assignment, or drawn from a Sinkhorn plan.
+    OT-CFM has exact ones unless Sinkhorn pairs are asked for."""
     pair_size: int = 256
     """Images in each exact or Sinkhorn pairing; may be larger than the batch."""
 
@@ -111,6 +112,9 @@ class Training:
     """Optimiser steps of the time predictor."""
     straight_steps: int = 7_000
     """Optimiser steps of the straight flow; the rivals add the other two."""
+    split: float = 0.0
+    """Time in (0, 1) at which FM and OT-CFM hand over from one UNet to a second, each trained on
+    its own part of the time and for as large a share of the steps; 0 for one UNet."""
     batch_size: int = 256
     """Images of each optimiser step, over all devices."""
     row_power: float = 1.0
@@ -146,6 +150,10 @@ class Sampling:
     are compared with these."""
     sample_batch: int = 2_000
     """Images generated side by side."""
+    keep: tuple[int, ...] = (60, 100)
+    """Numbers of evaluations whose first images are kept in a small file too, to be published."""
+    num_kept: int = 2_000
+    """How many of them."""
     inception_weights: str = ""
     """torch-fidelity's file weights-inception-2015-12-05-*.pth, for FID and IS; by default they are
     not run."""
@@ -155,12 +163,13 @@ class Sampling:
 class ImageConfig:
     """Settings that every image model needs. Lengths are pixel values in [-1, 1]."""
 
-    method: Literal["nsgf++", "fm", "ot-cfm"] = "nsgf++"
-    """NSGF++ (three stages), or flow matching with independent or optimal pairs, which trains
-    for as many steps as the three stages together."""
+    method: Literal["nsgf++", "fm", "ot-cfm", "flow-map"] = "nsgf++"
+    """NSGF++ (three stages); flow matching with independent or optimal pairs; or the flow map of
+    NSGF++'s flows. These train for as many steps as the three stages together."""
     stages: tuple[str, ...] = ()
-    """Stages to train in this start: velocity, predictor, straight, which begins as the velocity.
-    By default all of the method; samples are drawn once all are there."""
+    """Stages to train in this start: velocity, predictor, straight, which begins as the velocity;
+    first and second of two UNets, of which the second begins as the first. By default all of the
+    method; samples are drawn once all are there."""
     data_dir: str = ""
     """Folder with the published files; by default SINKFLOW_DATA, or else a download. Not for smoke
     runs, whose images come with scikit-learn."""
@@ -194,11 +203,14 @@ class ImageConfig:
         "steps_per_call": 10,
         "checkpoint_every": 10,
         "nfe": (2, 5),
+        "keep": (5,),
+        "num_kept": 20,
         "num_samples": 60,
         "sample_batch": 40,
     }
     SELECTION: ClassVar[tuple[str, ...]] = (
         *("stages", "data_dir", "nfe", "stepper", "phase_end", "num_samples", "sample_batch"),
+        *("keep", "num_kept"),
         *("inception_weights", "max_iterations"),
     )
     """Settings of what is run and how it is sampled: a later start of the run may change them."""
@@ -211,12 +223,27 @@ class ImageConfig:
 
     def folder(self) -> pathlib.Path:
         """``out``, or runs/NAME."""
-        name = f"{self.dataset}-{self.method.replace('+', 'p')}"
+        name = f"{self.dataset}-{slug(self.label())}"
         return pathlib.Path(self.out or f"runs/{name}{'-smoke' if self.smoke else ''}")
+
+    def label(self) -> str:
+        """The method's name in tables."""
+        return label_of(self.method, self.flow.pairs, self.training.split)
 
     def data_set(self) -> DataSet:
         """What is known of the data set."""
         return DataSet(self.dataset, self.SHAPE, self.CLASSIFIER, self.FLIP)
+
+
+@dataclasses.dataclass(frozen=True)
+class MnistConfig(ImageConfig):
+    """Every number of the run. Lengths are pixel values in [-1, 1]."""
+
+    dataset: Literal["mnist", "fashion"] = "mnist"
+    """Handwritten digits, or garments."""
+
+    DRIVER: ClassVar[str] = "mnist"
+    SHAPE: ClassVar[tuple[int, int, int]] = (28, 28, 1)
 
 
 Keys = Mapping[str, jax.Array]
@@ -229,15 +256,33 @@ def keys_of(seed: int) -> Keys:
 
 
 def stage_steps(method: str, training: Training) -> dict[str, int]:
-    """Optimiser steps of each stage; the same in all for every method."""
+    """Optimiser steps of each of the method's stages; the same in all for every method."""
     each = {
         "velocity": training.velocity_steps,
         "predictor": training.predictor_steps,
         "straight": training.straight_steps,
     }
-    return each if method == "nsgf++" else {"straight": sum(each.values())}
+    if method == "nsgf++":
+        return each
+    total, call = sum(each.values()), training.steps_per_call
+    if method == "flow-map":
+        return {"map": total}
+    if not training.split:
+        return {"straight": total}
+    first = call * round(training.split * total / call)
+    return {"first": first, "second": total - first}
 
 
 def pairing(method: str, pairs: str) -> str:
-    """Pairs of the method's straight flow; ``pairs`` are those asked of NSGF++."""
-    return {"fm": "independent", "ot-cfm": "exact"}.get(method, pairs)
+    """Pairs of the method's straight flow; ``pairs`` are those asked for."""
+    if method in ("fm", "flow-map"):
+        return "independent"
+    return "exact" if (method, pairs) == ("ot-cfm", "independent") else pairs
+
+
+def label_of(method: str, pairs: str, split: float) -> str:
+    """What tables call the method with these settings."""
+    kind = pairing(method, pairs)
+    usual = kind == pairing(method, "independent")
+    words = "" if usual else f", {kind.replace('sinkhorn', 'Sinkhorn')} pairs"
+    return f"{METHODS.get(method, method)}{words}{', two networks' if split else ''}"

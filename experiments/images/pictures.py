@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.harness.files import slug
 from experiments.harness.run import Run
 from experiments.images import judge
-from experiments.images.sampling import LABELS, slug
 from sinkflow import metrics, plotting
 from sinkflow.data import images
 
@@ -21,7 +21,7 @@ def draw_grids(run: Run, dataset: str, drawn: dict[str, np.ndarray], real) -> No
     folder = run.out / "pictures"
     folder.mkdir(exist_ok=True)
     for name, pixels in drawn.items():
-        path = folder / f"{slug(name).replace(', nfe ', '-')}.png"
+        path = folder / f"{slug(name.replace('NFE', ''))}.png"
         shown = {f"{dataset}, {name}": scaled(pixels[:SHOWN])}
         plotting.save(plotting.image_grid(shown, COLUMNS), path)
     if drawn:
@@ -35,16 +35,18 @@ def draw_grids(run: Run, dataset: str, drawn: dict[str, np.ndarray], real) -> No
 def draw_beside(runs: Sequence[str], results: Sequence[dict], path: pathlib.Path) -> None:
     """Grids of all methods beside each other, each at its most evaluations; of samples kept.
 
-    The noise is the same for all runs: images of one place in two grids begin at the same point.
+    Of several seeds the first one is shown. The noise is the same for all runs of a seed: images of
+    one place in two grids begin at the same point.
     """
-    shown = {}
+    shown: dict[str, np.ndarray] = {}
     for run, result in zip(runs, results, strict=True):
         rows = {row["method"]: row for row in sorted(result["rows"], key=lambda row: row["nfe"])}
         for method, row in rows.items():
             file = pathlib.Path(run) / "samples" / f"{slug(method)}-{row['nfe']}.npz"
-            if file.is_file():
+            name = f"{method}, NFE {row['nfe']}"
+            if file.is_file() and name not in shown:
                 with np.load(file) as kept:
-                    shown[f"{method}, NFE {row['nfe']}"] = scaled(kept["images"][: BESIDE**2])
+                    shown[name] = scaled(kept["images"][: BESIDE**2])
     if shown:
         plotting.save(plotting.image_grid(shown, BESIDE, beside=3), path)
 
@@ -58,13 +60,12 @@ def draw_losses(run: Run, stages: Sequence[str]) -> None:
 
 
 def draw_phases(
-    run: Run, noise, change: tuple[np.ndarray, np.ndarray], drawn: dict[str, np.ndarray], nfe: int
+    run: Run, noise, change: tuple[np.ndarray, np.ndarray], drawn: dict[str, np.ndarray], name: str
 ) -> None:
     """Source, end of the first phase and end of the second, of the same particles.
 
-    ``change`` is from :func:`experiments.images.sampling.phase_change`.
+    ``change`` is from :func:`experiments.images.sampling.phase_change`, ``name`` of the samples.
     """
-    name = f"{LABELS['nsgf++']}, NFE {nfe}"
     if name not in drawn:
         return
     final, (middle, tau) = drawn[name], change

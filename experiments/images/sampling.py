@@ -12,12 +12,10 @@ import numpy as np
 
 from experiments.harness.cli import progress
 from experiments.harness.run import Run
-from experiments.images.config import DataSet, Sampling
-from sinkflow import ode, sampling
+from experiments.images.config import METHODS, DataSet, Sampling
+from sinkflow import flow_map, ode, sampling
 from sinkflow.data import images
 from sinkflow.fit import Field
-
-LABELS = {"nsgf++": "NSGF++", "fm": "FM", "ot-cfm": "OT-CFM"}
 
 
 class Scheme(NamedTuple):
@@ -55,19 +53,43 @@ def drawing_of(how: Sampling, data_set: DataSet, key: jax.Array) -> Drawing:
     return Drawing(key, *sizes, settings)
 
 
-def schemes(method: str, how: Sampling, fields: dict[str, Field]) -> list[Scheme]:
-    """Every way to sample that ``nfe`` asks for and the method has."""
-    label = LABELS[method]
+def schemes(
+    label: str, method: str, how: Sampling, fields: dict[str, Field], split: float = 0.0
+) -> list[Scheme]:
+    """Every way to sample that ``nfe`` asks for and the method has.
+
+    NSGF++ is sampled by its first phase alone too, unless its pairs are others than usual: the
+    first phase does not depend on them.
+    """
+    own = joined(fields["first"], fields["second"], split) if split else fields.get("straight")
     alone = functools.partial(follow, stepper=how.stepper)
     made = []
     for nfe in how.nfe:
-        if method != "nsgf++":
-            made.append(Scheme(label, nfe, functools.partial(alone, fields["straight"], nfe=nfe)))
+        if method == "flow-map":
+            apply_fn, params = fields["map"][:2]
+            carry = functools.partial(flow_map.carry, apply_fn, params, nfe=nfe)
+            made.append(Scheme(label, nfe, carry))
             continue
-        made.append(Scheme("NSGF", nfe, functools.partial(alone, fields["velocity"], nfe=nfe)))
+        if method != "nsgf++":
+            made.append(Scheme(label, nfe, functools.partial(alone, own, nfe=nfe)))
+            continue
+        if label == METHODS[method]:
+            made.append(Scheme("NSGF", nfe, functools.partial(alone, fields["velocity"], nfe=nfe)))
         if nfe >= 3:
             made.append(Scheme(label, nfe, two_phases(how, fields, nfe)))
     return made
+
+
+def joined(first: Field, second: Field, split: float) -> Field:
+    """The field that is ``first`` before the time ``split`` and ``second`` from there on.
+
+    Both are of one network, and all particles are at the same time.
+    """
+
+    def apply_fn(params, x, t):
+        return first.apply_fn(jnp.where(t[0] < split, *params), x, t)
+
+    return Field(apply_fn, (first.params, second.params))
 
 
 def follow(field: Field, x, *, nfe: int, stepper: str, t1: float = 1.0):
@@ -122,7 +144,3 @@ def draw(run: Run, drawing: Drawing, scheme: Scheme) -> tuple[np.ndarray, float,
 
 def title(scheme: Scheme) -> str:
     return f"{scheme.label}, NFE {scheme.nfe}"
-
-
-def slug(label: str) -> str:
-    return label.lower().replace("+", "p")

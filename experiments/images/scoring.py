@@ -1,5 +1,6 @@
 """Scores of generated images, kept beside the images."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness.files import write_json
+from experiments.harness.files import slug, write_json
 from experiments.harness.run import Run
 from experiments.images import judge
-from experiments.images.sampling import Drawing, Scheme, draw, slug
+from experiments.images.sampling import Drawing, Scheme, draw
 from sinkflow import checkpoint
 from sinkflow.data import images
 from sinkflow.files import read_arrays, read_object
@@ -64,6 +65,7 @@ class Scorer:
             return {}
         return {"inception": inception.scores(pixels, self.judge.test, self.weights)}
 
+    @functools.cached_property
     def references(self) -> dict[str, dict[str, Any]]:
         """Floor and traps."""
         references: dict[str, dict[str, Any]] = {**self.judge.references()}
@@ -89,30 +91,41 @@ def judged(
     saved = read_object(file, form) if file.is_file() else {}
     same = saved.get("drawn_with") == drawn_with and not run.commit.endswith(("-dirty", "unknown"))
     if same and samples_file(run, scheme).is_file():
-        return saved["row"], load_samples(run, drawing, scheme)
+        path = samples_file(run, scheme)
+        return saved["row"], load_samples(path, drawing.num_samples, drawing.shape)
     row = {"method": scheme.label, "nfe": scheme.nfe}
     pixels, seconds, failed = draw(run, drawing, scheme)
     if failed:
         return {**row, "failed": f"{failed} of {len(pixels)} samples are not finite"}, None
-    save_samples(run, scheme, pixels)
+    save_samples(samples_file(run, scheme), pixels)
     with run.timed("evaluate"):
         row = {**row, "seconds_per_10k": seconds, **score(pixels)}
     write_json(file, {"drawn_with": drawn_with, "row": row})
     return row, pixels
 
 
-def save_samples(run, scheme: Scheme, pixels) -> None:
-    """samples/METHOD-NFE.npz: images [n, h, w, c] of bytes."""
-    path = samples_file(run, scheme)
+def save_samples(path: pathlib.Path, pixels: np.ndarray) -> None:
+    """An .npz file with one array, "images" [n, h, w, c] of bytes, compressed."""
     path.parent.mkdir(exist_ok=True)
     with checkpoint.whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, images=pixels)
 
 
-def load_samples(run, drawing: Drawing, scheme: Scheme) -> np.ndarray:
-    """The images that :func:`save_samples` wrote."""
-    form = jax.ShapeDtypeStruct((drawing.num_samples, *drawing.shape), np.uint8)
-    return read_arrays(samples_file(run, scheme), {"images": form})["images"]
+def load_samples(path: pathlib.Path, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The ``count`` images of a ``shape`` that :func:`save_samples` wrote.
+
+    Raises:
+      ValueError: other arrays, or a damaged file.
+    """
+    form = jax.ShapeDtypeStruct((count, *shape), np.uint8)
+    return read_arrays(path, {"images": form})["images"]
+
+
+def keep(run: Run, scheme: Scheme, pixels: np.ndarray) -> str:
+    """Saves images as kept-METHOD-NFE.npz in the run's folder; a line that tells the size."""
+    path = run.out / f"kept-{samples_file(run, scheme).name}"
+    save_samples(path, pixels)
+    return f"{path}: {len(pixels)} images, {path.stat().st_size / 1e6:.2f} MB"
 
 
 def samples_file(run, scheme: Scheme) -> pathlib.Path:

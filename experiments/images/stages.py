@@ -7,21 +7,19 @@ those of the plane. A stage is a network with its loss and its rows; :func:`trai
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import NoneType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.harness import provenance
 from experiments.harness.files import write_json
 from experiments.harness.run import Run, read_settings
 from experiments.harness.settings import check_batch, from_record, naming
 from experiments.harness.training import adam, decaying, fit
 from experiments.images.checks import check_network
 from experiments.images.config import (
-    STAGES,
     DataSet,
     Flow,
     Keys,
@@ -31,12 +29,22 @@ from experiments.images.config import (
     stage_steps,
 )
 from experiments.images.pools import flow_pools, pair_pools, samplers
-from experiments.images.rows import matching_loss, pool_rows, prediction_loss, straight_rows
+from experiments.images.rows import (
+    map_loss,
+    map_rows,
+    matching_loss,
+    pool_rows,
+    prediction_loss,
+    straight_rows,
+)
 from sinkflow import checkpoint, nets, train
 from sinkflow.files import read_object
 from sinkflow.fit import CHECKPOINTS, Field
 from sinkflow.nets import unet
 
+BEGINS_AS = {"straight": "velocity", "second": "first"}
+"""Stages that begin with the parameters of an earlier one: where the two meet, both are fields that
+carry the same particles to the same images."""
 TRAINING = "training.json"  # of each stage: what its training took
 TRAINING_FORM: dict[str, Any] = {
     "seconds": {...: float},
@@ -81,26 +89,46 @@ def make_stages(
     paired = (
         (lambda part: pixels) if independent else pair_pools(run, keys["pairs"], clouds, flow, kind)
     )
-    # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
-    start = training.straight_start if method == "nsgf++" else 0.0
     uniform = (
-        functools.partial(straight_rows, batch_size=batch, start=start, mirror=data_set.flip)
+        functools.partial(straight_rows, batch_size=batch, mirror=data_set.flip)
         if independent
-        else functools.partial(pool_rows, batch_size=batch, start=start)
+        else functools.partial(pool_rows, batch_size=batch)
     )
     straight = uniform if independent else functools.partial(uniform, power=power)
+
+    def straight_stage(start: float = 0.0, stop: float = 1.0) -> Stage:
+        rows = functools.partial(straight, start=start, stop=stop)
+        return Stage(velocity, matching_loss, rows, paired)
+
+    # NSGF++'s straight flow begins where the first phase ends; its rivals' at the source.
+    start = training.straight_start if method == "nsgf++" else 0.0
     flows = flow_pools(run, keys["flows"], clouds, flow)
+    draw_pairs = functools.partial(map_rows, batch_size=batch, power=power)
     made = {
         "velocity": Stage(velocity, matching_loss, draw_flows, flows),
+        "map": Stage(of_two_times(network, data_set.shape), map_loss, draw_pairs, flows),
         "predictor": Stage(
             nets.on_vectors(unet.ConvTimePredictor(), data_set.shape),
             prediction_loss,
-            uniform,  # the points of the straight flow, at each of its times alike
+            # The points of the straight flow, at each of its times alike.
+            functools.partial(uniform, start=start),
             paired,
         ),
-        "straight": Stage(velocity, matching_loss, straight, paired),
+        "straight": straight_stage(start),
+        "first": straight_stage(stop=training.split),
+        "second": straight_stage(training.split),
     }
-    return {name: made[name] for name in STAGES[method]}
+    return {name: made[name] for name in stage_steps(method, training)}
+
+
+def of_two_times(network: Network, shape: tuple[int, int, int]) -> nets.Network:
+    """A field of mean velocities ``(params, x, s, t)``, see :mod:`sinkflow.flow_map`."""
+    made = nets.on_vectors(network.velocity(), shape, jnp.zeros((1, 2)))
+
+    def apply_fn(params, x, s, t, **options):
+        return made.apply_fn(params, x, jnp.stack([s, t], axis=1), **options)
+
+    return nets.Network(made.init, apply_fn)
 
 
 def train_stage(
@@ -155,7 +183,7 @@ def train_stage(
             "seconds": {phase: round(seconds, 2) for phase, seconds in spent.items() if seconds},
             # The seconds are of the start that finished it: too few if it had to resume.
             "resumed_from": part.resumed_from,
-            "device_memory_gb": provenance.peak_memory(),
+            "device_memory_gb": run.peak_memory(),
             "ema_decay": decay,
             **run.circumstances(),
         }
@@ -179,16 +207,17 @@ def train_stages(
     steps = stage_steps(method, training)
     finished = [
         name
-        for name in STAGES[method]
+        for name in steps
         if checkpoint.latest_step(run.out / name / CHECKPOINTS) == steps[name]
     ]
     wanted = [name for name in steps if name in finished or name in (chosen or steps)]
-    if method == "nsgf++" and "straight" in wanted and "velocity" not in wanted:
-        raise ValueError("the straight flow begins as the velocity; train that stage first")
+    before = {name: BEGINS_AS[name] for name in wanted if BEGINS_AS.get(name) in steps}
+    for name, first in before.items():
+        if first not in wanted:
+            raise ValueError(f"stage {name} begins as {first}; train that stage first")
     fields: dict[str, Field] = {}
     for name in wanted:
-        # Where they meet, both are fields that carry the same particles to the same images.
-        begin = fields["velocity"].params if name == "straight" and "velocity" in fields else None
+        begin = fields[before[name]].params if name in before else None
         fields[name] = train_stage(
             run,
             name,
@@ -223,9 +252,9 @@ def restored(folder: pathlib.Path, name: str, shape: tuple[int, int, int]) -> Fi
     return Field(network.apply_fn, state["ema_params"])
 
 
-def training_records(run: Run, method: str) -> dict[str, dict]:
+def training_records(run: Run, stages: Iterable[str]) -> dict[str, dict]:
     """What the training of each stage took, whenever that was."""
-    paths = {stage: run.out / stage / TRAINING for stage in STAGES[method]}
+    paths = {stage: run.out / stage / TRAINING for stage in stages}
     return {
         stage: read_object(path, TRAINING_FORM) for stage, path in paths.items() if path.is_file()
     }

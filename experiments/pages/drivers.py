@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from experiments.harness import tables
+from experiments.pages import images
 from experiments.pages.blocks import RESULTS, ROOT, record
 from sinkflow.files import read_object
 
@@ -120,11 +121,12 @@ def _predictor() -> Iterator[Driver]:
 def _images() -> Iterator[Driver]:
     methods = {"nsgfpp": "", "ot-cfm": "--method ot-cfm", "fm": "--method fm"}
     for dataset, method in itertools.product(("mnist", "fashion"), methods):
-        found = record(f"images-{dataset}-{method}")
+        names = images.seeds(dataset, method)
+        found = record(names[0])
         fd = {row["nfe"]: row["fd"] for row in found["rows"] if row["method"] != "NSGF"}
         options = f"{'--dataset fashion ' if dataset == 'fashion' else ''}{methods[method]}"
         expected = f"FD {fd[10]:.1f} at NFE 10, {fd[60]:.1f} at 60"
-        made = _file(f"images-{dataset}-{method}")
+        made = _file(*names)
         yield Driver("mnist", options.strip(), made, _took(found), expected)
     stages = record("cifar10-memory-h200")["training"].values()
     peak = max(stage["device_memory_gb"] for stage in stages)
@@ -135,6 +137,8 @@ def _images() -> Iterator[Driver]:
         runs = " ".join(f"runs/{dataset}-{method}" for method in methods)
         made = _file(f"table-{dataset}", kind="md")
         yield Driver("table_images", f"--runs {runs}", made, expected="all scores in one table")
+    options = "--dataset mnist --seeds 0 1 2"
+    yield Driver("grid_images", options, expected="runs of every method and seed, and their table")
 
 
 def _generators() -> Iterator[Driver]:

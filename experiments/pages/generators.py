@@ -97,7 +97,7 @@ def speed() -> str:
     """Images a second of one evaluation, beside several of the methods with a field."""
     found = record(TIMED)
     runs: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [(TIMED, found, (1,))]
-    runs += [(f"images-mnist-{name}", run, SLOW) for name, run in _fields().items()]
+    runs += [(name, run, SLOW) for name, run in _fields().items()]
     body = []
     for name, run, counts in runs:
         for row in run["rows"]:
@@ -112,7 +112,8 @@ def speed() -> str:
 
 def _fields() -> dict[str, dict[str, Any]]:
     """Runs of the methods with a field, by their records' names."""
-    return dict(zip(dict.fromkeys(images.RUNS.values()), images.results("mnist"), strict=True))
+    found = [images.seeds("mnist", name) for name in dict.fromkeys(images.RUNS.values())]
+    return {names[0]: record(names[0]) for names in found if names}
 
 
 def _seeds(group: list[dict[str, Any]]) -> str:
@@ -198,7 +199,7 @@ def _seconds(named: dict, label: str, tasks: list[str]) -> str:
 
 def _trained(dataset: str, method: str) -> str:
     """Seconds of a method's training with its flows or pairs, without compilation."""
-    run = record(f"images-{dataset}-{images.RUNS[method]}")
+    run = record(images.seeds(dataset, images.RUNS[method])[0])
     stages = ["velocity"] if method == "NSGF" else list(run["training"])
     spent = [run["training"][stage]["seconds"] for stage in stages]
     if any(run["training"][stage]["resumed_from"] is not None for stage in stages):

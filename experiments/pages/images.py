@@ -1,31 +1,60 @@
 """Blocks of images.md: methods on MNIST and Fashion-MNIST, pools, memory, classifiers."""
 
+import dataclasses
 import json
+import re
 from typing import Any
 
+import numpy as np
+
 from experiments.harness import tables
+from experiments.harness.settings import made
 from experiments.images import comparison
+from experiments.images.config import OF_FLOWS, Training, pairing, stage_steps
 from experiments.pages.blocks import RESULTS, ROOT, link, record
 from sinkflow.files import read_object
 
 DATASETS = ("mnist", "fashion")
-RUNS = {"NSGF++": "nsgfpp", "NSGF": "nsgfpp", "OT-CFM": "ot-cfm", "FM": "fm"}
+RUNS = {  # where a method's records are, in the order of tables; those of rows not run are missing
+    "NSGF++": "nsgfpp",
+    "NSGF++, Sinkhorn pairs": "nsgfpp-sinkhorn-pairs",
+    "NSGF": "nsgfpp",
+    "Flow map": "flow-map",
+    "OT-CFM": "ot-cfm",
+    "OT-CFM, two networks": "ot-cfm-two-networks",
+    "OT-CFM, Sinkhorn pairs": "ot-cfm-sinkhorn-pairs",
+    "FM": "fm",
+    "FM, two networks": "fm-two-networks",
+}
 SHOWN = 60  # evaluations at which all scores are shown
-STAGES = ("velocity", "predictor", "straight")  # of NSGF++
 SCORES = ("precision", "recall", "coverage", "class_tv")
 
 
+def seeds(dataset: str, name: str) -> list[str]:
+    """Names of a method's records: images-DATASET-NAME, and with -SEED at the end."""
+    stem = f"images-{dataset}-{name}"
+    found = sorted(sorted(path.stem for path in RESULTS.glob(f"{stem}*.json")), key=len)
+    return [one for one in found if re.fullmatch(rf"{re.escape(stem)}(-\d+)?", one)]
+
+
 def results(dataset: str) -> list[dict[str, Any]]:
-    """Records of the three runs on a data set, which must be comparable."""
-    names = list(dict.fromkeys(RUNS.values()))
-    found = [record(f"images-{dataset}-{name}") for name in names]
+    """Records of all runs on a data set, which must be comparable."""
+    names = [one for name in dict.fromkeys(RUNS.values()) for one in seeds(dataset, name)]
+    found = [record(name) for name in names]
     comparison.check_comparable(names, found)
     return found
 
 
 def rows(dataset: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """Scores by method and number of evaluations."""
-    return {(row["method"], row["nfe"]): row for run in results(dataset) for row in run["rows"]}
+    """Scores by method and number of evaluations, means over seeds."""
+    return {
+        key: {
+            name: np.mean([row[name] for row in group])
+            for name in comparison.HEADINGS
+            if name in group[0]
+        }
+        for key, group in comparison.grouped(results(dataset)).items()
+    }
 
 
 def references(dataset: str) -> dict[str, dict[str, float]]:
@@ -39,18 +68,20 @@ def distance() -> str:
 
 
 def _distance(dataset: str) -> str:
-    scores = rows(dataset)
-    counts = sorted({nfe for _, nfe in scores})
-    body = []
+    found = comparison.distances(results(dataset))
+    counts = sorted({nfe for by_nfe in found.values() for nfe in by_nfe})
+    body, numbers = [], {len(values) for by_nfe in found.values() for values in by_nfe.values()}
     for method, name in RUNS.items():
-        own = [scores.get((method, count)) for count in counts]
-        cells = [f"{row['fd']:.3g}" if row else "n/a" for row in own]
-        body.append([link(f"images-{dataset}-{name}", method), *cells])
+        if method in found:
+            own = [comparison.cell(found[method].get(count, [])) or "n/a" for count in counts]
+            body.append([link(seeds(dataset, name)[0], method), *own])
     blank = [""] * (len(counts) - 1)
     body += [[f"*{k}*", f"{v['fd']:.3g}", *blank] for k, v in references(dataset).items()]
     first = results(dataset)[0]
     count, kind = first["num_samples"], first["device"]["kind"]
-    title = f"{dataset}: Fréchet distance of {count:,} samples, one seed, {kind}"
+    several = f"mean ± standard deviation of {', '.join(map(str, sorted(numbers)))} seeds"
+    over = "one seed" if numbers == {1} else several
+    title = f"{dataset}: Fréchet distance of {count:,} samples, {over}, {kind}"
     header = ["method", *(f"NFE {count}" for count in counts)]
     return tables.markdown(tables.Table(title, header, body))
 
@@ -60,7 +91,9 @@ def scores() -> str:
     body = []
     for dataset in DATASETS:
         found = rows(dataset)
-        shown = {name: found[name, SHOWN] for name in ("NSGF++", "OT-CFM", "FM")}
+        shown = {
+            name: found[name, SHOWN] for name in RUNS if name != "NSGF" and (name, SHOWN) in found
+        }
         for name, row in {**shown, "*floor*": references(dataset)["floor"]}.items():
             values = [*(f"{row[score]:.3f}" for score in SCORES), f"{row['nearest']:.2f}"]
             body.append([f"{dataset}, {name}", *values])
@@ -108,20 +141,23 @@ def memory() -> str:
 
 def settings() -> str:
     """Optimiser steps, clouds, pairs and memory of each run."""
-    body = []
+    body, known = [], [field.name for field in dataclasses.fields(Training)]
     for dataset in DATASETS:
-        for run in results(dataset):
+        alike = {comparison.label(run): run for run in reversed(results(dataset))}
+        for label, run in reversed(alike.items()):  # the first seed of each
             config, stages = run["config"], run["training"]
-            counts = {stage: config[f"{stage}_steps"] for stage in STAGES}
-            if len(stages) == 1:  # a rival has the steps of all stages for its one network
+            training = made(Training, **{name: config[name] for name in known if name in config})
+            counts = stage_steps(config["method"], training)
+            if len(counts) == 1:  # a rival has the steps of all stages for its one network
                 counts = {"one network": sum(counts.values())}
             steps = ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
-            cloud = f"{config['num_particles']:,}" if "velocity" in stages else ""
-            exact = config["method"] == "ot-cfm"
-            pairs = f"exact within {config['pair_size']}" if exact else config["pairs"]
-            peak = max(stage["device_memory_gb"] for stage in stages.values())
-            name = f"{dataset}, {config['method']}"
-            body.append([name, steps, cloud, pairs, f"{peak:.1f} GB"])
+            cloud = f"{config['num_particles']:,}" if config["method"] in OF_FLOWS else ""
+            pairs = pairing(config["method"], config["pairs"]).replace("sinkhorn", "Sinkhorn")
+            within = "" if pairs == "independent" else f" within {config['pair_size']:,}"
+            peaks = [stage["device_memory_gb"] for stage in stages.values()]
+            peak = "unknown" if None in peaks else f"{max(peaks):.1f} GB"
+            straight = "" if config["method"] == "flow-map" else f"{pairs}{within}"
+            body.append([f"{dataset}, {label}", steps, cloud, straight, peak])
     header = ["run", "optimiser steps", "images of a flow's cloud", "straight pairs", "memory"]
     return tables.markdown(tables.Table("What is trained", header, body))
 

@@ -1,9 +1,9 @@
 """Cells of the synthetic tables: one file for each row, task and seed."""
 
 import pathlib
-import re
 from collections.abc import Sequence
 
+from experiments.harness.files import slug as slug
 from sinkflow.files import read_object
 
 CELL = {  # what the tables read of a cell
@@ -14,10 +14,6 @@ CELL = {  # what the tables read of a cell
     "certificates": dict,
     "device": {"kind": str},
 }
-
-
-def slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("+", "p")).strip("-")
 
 
 def cell_path(out: pathlib.Path, label: str, name: str, seed: int) -> pathlib.Path:

@@ -21,6 +21,7 @@ LONGEST_PERIOD = 10_000.0  # of the sines over 2 pi, in the same unit
 class UNet(nn.Module):
     """Residual U-shaped network: x [n, h, w, c], t [n] and labels [n] to a velocity like x.
 
+    t is [n, 2] for a field of two times, see :mod:`sinkflow.flow_map`.
     Levels halve the resolution; what every block and every halving of the way down returns
     is joined to the block of the same resolution on the way up. Zero at initialisation.
     Differentiable backwards only: normalisation and fused attention have rules of their own.
@@ -66,13 +67,13 @@ class UNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "n h w c"],
-        t: Float[Array, "n"],
+        t: Float[Array, "n *times"],
         labels: Int[Array, "n"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "n h w c"]:
         _check_image(x, self.multipliers, self.attention)
-        check_shape("t", t, x.shape[:1], "one time for each image of x")
+        check_shape("t", t, (*x.shape[:1], *t.shape[1:2]), "one time for each image of x, or two")
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         condition = Condition(self.channels, self.num_classes)(t, labels)
 
@@ -146,7 +147,7 @@ class ConvTimePredictor(nn.Module):
 
 
 class Condition(nn.Module):
-    """What every residual block is told: t [n], and labels [n] if there are classes.
+    """What every residual block is told: t [n] or [n, 2], and labels [n] if there are classes.
 
     Attributes:
       channels: number of sines and cosines together; the result is four times as wide.
@@ -158,7 +159,7 @@ class Condition(nn.Module):
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, "n"], labels: Int[Array, "n"] | None
+        self, t: Float[Array, "n *times"], labels: Int[Array, "n"] | None
     ) -> Float[Array, "n width"]:
         if (labels is None) != (self.num_classes == 0):
             given = "no labels" if labels is None else "labels"
@@ -170,7 +171,7 @@ class Condition(nn.Module):
         width = 4 * self.channels
         h = nn.Dense(width)(nn.silu(nn.Dense(width)(_sinusoids(t, self.channels))))
         if labels is not None:
-            check_shape("labels", labels, t.shape, "one label for each t")
+            check_shape("labels", labels, t.shape[:1], "one label for each t")
             h = h + self._embedded(labels, width)
         return nn.silu(h)
 
@@ -282,12 +283,12 @@ def _check_image(x: Array, multipliers: Sequence[int], attention: Sequence[int])
         )
 
 
-def _sinusoids(t: Float[Array, "n"], count: int) -> Float[Array, "n count"]:
-    """Cosines and sines of t, periods from 2 pi / TIME_SCALE geometrically up; float32."""
+def _sinusoids(t: Float[Array, "n *times"], count: int) -> Float[Array, "n k"]:
+    """Cosines and sines of each time, periods from 2 pi / TIME_SCALE geometrically up; float32."""
     half = count // 2
     rates = TIME_SCALE * LONGEST_PERIOD ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    phase = t.astype(jnp.float32)[:, None] * rates[None, :]
-    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=1)
+    phase = t.astype(jnp.float32).reshape(-1, 1) * rates[None, :]
+    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=1).reshape(t.shape[0], -1)
 
 
 def _doubled(h: Float[Array, "n h w c"]) -> Float[Array, "n i j c"]:

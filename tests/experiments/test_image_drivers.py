@@ -12,7 +12,7 @@ import pytest
 
 from experiments import mnist, table_images
 from experiments.harness.settings import made, replaced
-from experiments.images import pipeline
+from experiments.images import pipeline, scoring
 from experiments.images.config import stage_steps
 
 TRAPS = ("floor", "gaussian", "shuffled")
@@ -52,9 +52,11 @@ def test_run_in_stages_ends_with_samples_scores_and_pictures(smoke):
 def test_samples_are_bytes_of_any_number(smoke):
     config, out, _ = smoke
     assert config.sampling.num_samples % config.sampling.sample_batch  # the last batch is cut
-    with np.load(out / "samples" / "nsgfpp-5.npz") as file:
-        assert file["images"].shape == (config.sampling.num_samples, 28, 28, 1)
-        assert file["images"].dtype == np.uint8
+    count, kept = config.sampling.num_samples, config.sampling.num_kept
+    drawn = scoring.load_samples(out / "samples" / "nsgfpp-5.npz", count, (28, 28, 1))
+    first = scoring.load_samples(out / "kept-nsgfpp-5.npz", kept, (28, 28, 1))
+    np.testing.assert_array_equal(first, drawn[:kept])
+    assert not (out / "kept-nsgf-2.npz").exists()
 
 
 def test_the_tables_are_made_of_what_the_driver_wrote(smoke, tmp_path):

@@ -13,7 +13,7 @@ from experiments.harness.run import Run
 from experiments.harness.settings import made, replaced
 from experiments.images import pipeline, pools, rows, sampling, scoring, stages
 from experiments.images.checks import check, check_data
-from experiments.images.config import STAGES, keys_of, stage_steps
+from experiments.images.config import METHODS, keys_of, stage_steps
 from experiments.images.sampling import Scheme, schemes, two_phases
 from sinkflow import nets, pool
 from sinkflow.fit import Field
@@ -132,6 +132,49 @@ def test_straight_rows_of_a_second_phase_begin_at_its_start(key, config, pixels)
             assert first <= float(times.min()) < first + 0.1 and float(times.max()) > 0.9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fm", "ot-cfm"])
+def test_two_networks_share_the_time(config, pixels, method):
+    parts = stages_of(replaced(config, method=method, split=0.4), pixels)
+    assert list(parts) == ["first", "second"]
+    for name, (least, most) in {"first": (0, 0.4), "second": (0.4, 1)}.items():
+        data = parts[name].data(0)
+        drawn = [parts[name].draw(data, k).rows.t for k in jax.random.split(jax.random.key(1), 40)]
+        times = np.concatenate(drawn)
+        assert least <= times.min() < least + 0.02 and most - 0.02 < times.max() <= most
+
+
+def test_two_networks_are_one_field_that_hands_over(config):
+    constant = lambda params, x, t: jnp.broadcast_to(params[None], x.shape)
+    fields = {name: Field(constant, jnp.full(16, v)) for name, v in (("first", 10), ("second", 1))}
+    how = replaced(config, nfe=(1, 5), stepper="euler").sampling
+    ways = schemes("FM, two networks", "fm", how, fields, 0.4)
+    assert [(way.label, way.nfe) for way in ways] == [(ways[0].label, 1), ("FM, two networks", 5)]
+    one, five = (way.carry(jnp.zeros((3, 16))) for way in ways)
+    np.testing.assert_allclose(one, 10.0)
+    # Steps at 0 and 0.2 are of the first network, those at 0.4, 0.6 and 0.8 of the second.
+    np.testing.assert_allclose(five, 0.4 * 10 + 0.6 * 1, rtol=1e-5)
+
+
+def test_the_first_phase_alone_is_not_sampled_again_with_other_pairs(config):
+    fields = dict.fromkeys(("velocity", "straight", "predictor"), Field(None, None))
+    how = replaced(config, nfe=(2, 5)).sampling
+    found = {
+        label: [(way.label, way.nfe) for way in schemes(label, "nsgf++", how, fields)]
+        for label in ("NSGF++", "NSGF++, Sinkhorn pairs")
+    }
+    assert found == {
+        "NSGF++": [("NSGF", 2), ("NSGF", 5), ("NSGF++", 5)],
+        "NSGF++, Sinkhorn pairs": [("NSGF++, Sinkhorn pairs", 5)],
+    }
+
+
+def test_the_second_network_begins_as_the_first(config, pixels):
+    config = replaced(config, method="fm", split=0.5, stages=("second",))
+    with pytest.raises(ValueError, match="second begins as first; train that stage first"):
+        trained(config, pixels)
+
+
 def test_mirrored_rows_end_at_images_or_their_mirrors(key, pixels):
     batch = rows.straight_rows(pixels, key, 500, 0.0, mirror=True)
     both = jnp.concatenate([pixels, pixels[:, :, ::-1]])
@@ -187,8 +230,10 @@ def test_impossible_neighbours_say_what_is_possible(config):
 
 
 def test_methods_train_for_the_same_number_of_steps(config):
-    totals = {method: sum(stage_steps(method, config.training).values()) for method in STAGES}
+    totals = {method: sum(stage_steps(method, config.training).values()) for method in METHODS}
     assert set(totals.values()) == {20_000}
+    two = stage_steps("fm", replaced(config, split=0.3).training)
+    assert two == {"first": 6_000, "second": 14_000}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +253,13 @@ def test_methods_train_for_the_same_number_of_steps(config):
         ({"nfe": (5, 0)}, "nfe 0 is 0"),
         ({"nfe": ()}, "nfe is empty"),
         ({"method": "fm", "pairs": "exact"}, "pairs is 'exact'; fm has its own"),
+        ({"method": "fm", "pairs": "sinkhorn"}, "pairs is 'sinkhorn'; fm has its own"),
         ({"method": "fm", "stages": ("velocity",)}, "fm has no stage 'velocity'; it has straight"),
+        ({"method": "fm", "split": 1.0}, r"split is 1\.0; it lies in \[0, 1\)"),
+        ({"method": "fm", "split": 0.0001}, "first_steps is 0"),
+        ({"split": 0.5}, r"split is 0\.5; it is for fm and ot-cfm"),
+        ({"method": "flow-map", "split": 0.5}, r"split is 0\.5; it is for fm and ot-cfm"),
+        ({"method": "flow-map", "pairs": "exact"}, "pairs is 'exact'; flow-map has its own"),
     ],
 )
 def test_settings_that_cannot_be_are_named(config, changes, message):
@@ -287,10 +338,49 @@ def test_a_trained_stage_carries_noise_to_the_image(config):
     )
     pixels = jnp.broadcast_to(image[None], (64, 4, 4, 1))
     fields = trained(config, pixels)
-    [scheme] = schemes(config.method, config.sampling, fields)
+    [scheme] = schemes(config.label(), config.method, config.sampling, fields)
     end = scheme.carry(drawing(config).noise(0))
     wanted = rows.vectors(None, image[None], mirror=False)
     assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.2  # it was 1.2 at first
+
+
+@pytest.mark.slow
+def test_a_flow_map_carries_noise_to_the_image_in_any_number_of_steps(config):
+    image = jnp.where(jnp.arange(16).reshape(4, 4, 1) % 3 == 0, 255, 0).astype(jnp.uint8)
+    config = replaced(
+        config,
+        **{"method": "flow-map", "channels": 8, "multipliers": (1,), "num_blocks": 1},
+        **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 180, "batch_size": 32},
+        **{"learning_rate": 1e-2, "nfe": (1, 2, 5), "sample_batch": 8},
+    )
+    run = Run(config)
+    (stage,) = stages_of(config, jnp.broadcast_to(image[None], (64, 4, 4, 1))).values()
+    # Every flow goes straight to the one image: what epsilon makes of it is no part of this.
+    noise = jax.random.normal(jax.random.key(5), (256, 16))
+    wanted = rows.vectors(None, image[None], mirror=False)
+    straight = pool.from_pairs(noise, jnp.broadcast_to(wanted, noise.shape))
+    field = stages.train_stage(
+        run,
+        "map",
+        stage._replace(data=lambda part: straight),
+        jax.random.key(0),
+        num_steps=200,
+        refresh_every=10,
+        training=config.training,
+    )
+    ways = schemes(config.label(), config.method, config.sampling, {"map": field})
+    assert [(way.label, way.nfe) for way in ways] == [("Flow map", nfe) for nfe in (1, 2, 5)]
+    for way in ways:
+        end = way.carry(drawing(config).noise(0))
+        assert float(jnp.max(jnp.mean(jnp.abs(end - wanted), axis=1))) < 0.3  # it was 1.2 at first
+
+
+@pytest.mark.slow
+def test_rows_of_a_flow_map_are_pairs_of_states_of_flows(config, pixels):
+    (stage,) = stages_of(replaced(config, method="flow-map"), pixels).values()
+    own = stage.draw(stage.data(0), jax.random.key(1)).rows
+    assert own.x.shape == own.velocity.shape == (8, 16)
+    assert bool(jnp.all((own.s >= 0) & (own.s <= own.t) & (own.t <= 1)))
 
 
 def test_a_stage_begins_with_given_parameters_and_leaves_them(config):
@@ -317,7 +407,7 @@ def test_a_stage_begins_with_given_parameters_and_leaves_them(config):
 
 def test_the_straight_flow_alone_asks_for_the_velocity(config, pixels):
     config = replaced(config, stages=("predictor", "straight"))
-    with pytest.raises(ValueError, match="begins as the velocity; train that stage first"):
+    with pytest.raises(ValueError, match="straight begins as velocity; train that stage first"):
         trained(config, pixels)
     assert not (config.folder() / "predictor").exists()
 
@@ -350,6 +440,17 @@ def test_an_interrupted_scoring_goes_on_and_other_samples_are_drawn_anew(config,
     np.testing.assert_array_equal(pixels, same)
     scoring.judged(run, drawing(replaced(config, num_samples=5)), scheme, score)
     assert calls == [6, 5]
+
+
+def test_kept_images_are_read_back(config):
+    run, pixels = Run(config), np.arange(96, dtype=np.uint8).reshape(6, 4, 4, 1)
+    scheme = Scheme("OT-CFM, Sinkhorn pairs", 60, lambda x: x)
+    line = scoring.keep(run, scheme, pixels[:5])
+    path = run.out / "kept-ot-cfm-sinkhorn-pairs-60.npz"
+    assert line.startswith(f"{path}: 5 images, 0.00 MB")
+    np.testing.assert_array_equal(scoring.load_samples(path, 5, (4, 4, 1)), pixels[:5])
+    with pytest.raises(ValueError, match="kept-ot-cfm"):
+        scoring.load_samples(path, 6, (4, 4, 1))
 
 
 @pytest.mark.parametrize("commit", ["123456789abc-dirty", "unknown"])

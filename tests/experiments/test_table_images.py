@@ -1,9 +1,12 @@
 """Tables of the image models: rows, what is left out, what is refused."""
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import table_images
 from experiments.harness import files
+from experiments.images import comparison, config
 from experiments.images.comparison import training_table
 
 
@@ -13,7 +16,8 @@ def result_of(method, fds, **changes):
         **{"num_blocks": 1, "batch_size": 16, "attention": [], "dropout": 0.0},
         **{"learning_rate": 1e-3, "clip": 1.0, "ema_decay": 0.999},
         **{"velocity_steps": 10, "predictor_steps": 10, "straight_steps": 10, "method": method},
-        **{"stepper": "ab2", "sample_batch": 10, "seed": 0, "smoke": False, **changes},
+        **{"stepper": "ab2", "sample_batch": 10, "seed": 0, "smoke": False},
+        **{"pairs": "independent", **changes},
     }
     took = {"train straight": 2.5, "compile": 1.0, "pool": 0.5}
     rows = [
@@ -138,10 +142,61 @@ def test_unfair_comparisons_are_refused(results, changes, message):
         table_images.main(config)
 
 
-def test_runs_of_one_method_or_two_judges_are_refused(results):
+def test_two_runs_of_a_method_and_seed_are_refused(results):
     twice = results(result_of("FM", {10: 1.0}), result_of("FM", {10: 2.0}))
-    with pytest.raises(ValueError, match=r"two runs have rows of \('FM', 10\)"):
+    with pytest.raises(ValueError, match=r"two runs have rows of \('FM', 10\) and seed 0"):
         table_images.main(twice)
+
+
+def test_seeds_of_a_method_have_mean_deviation_and_bars(results, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "sinkflow.plotting.curves", lambda panels, *_, **__: drawn.update(panels) or Figure()
+    )
+    seeds = [result_of("FM", {10: fd, 60: 2 * fd}, seed=k) for k, fd in enumerate((1.0, 2.0, 6.0))]
+    seeds[1]["rows"].reverse()
+    table = table_images.main(results(result_of("OT-CFM", {10: 4.0}, seed=7), *seeds))
+    assert table.header[:4] == ["method", "NFE", "seeds", "FD ↓"]
+    assert [row[:4] for row in table.rows] == [
+        ["OT-CFM", "10", "1", "4"],
+        ["FM", "10", "3", "3 ± 2.2"],  # by hand: the root of (4 + 1 + 9) / 3
+        ["FM", "60", "3", "6 ± 4.3"],
+        ["*floor*", "", "", "2"],
+    ]
+    assert all(len(row) == len(table.header) for row in table.rows)
+    alone, several = (drawn["mnist"][name] for name in ("OT-CFM", "FM"))
+    assert alone.error is None and (alone.x, alone.y) == ([10], [4.0])
+    np.testing.assert_allclose(several.y, [3, 6])
+    np.testing.assert_allclose(several.error, np.array([1, 2]) * np.sqrt(14 / 3))
+    names = [row[0] for row in training_table([*seeds]).rows]
+    assert names == ["FM, seed 0", "FM, seed 1", "FM, seed 2"]
+
+
+def test_a_seed_that_failed_is_counted_and_not_drawn(results):
+    seeds = [result_of("FM", {10: 1.0}, seed=k) for k in range(3)]
+    seeds[2]["rows"] = [{"method": "FM", "nfe": 10, "failed": "3 of 100 samples are not finite"}]
+    table = table_images.main(results(*seeds))
+    assert table.rows[0][2:4] == ["3", "1 of 3 seeds: 3 of 100 samples are not finite"]
+    assert comparison.distances(seeds) == {}
+
+
+def test_seeds_of_a_method_have_the_same_settings(results):
+    other = result_of("FM", {10: 1.0}, seed=1, row_power=2.0)
+    with pytest.raises(ValueError, match=r"no other seed of .*run0: row_power 2.0 instead of 1.0"):
+        table_images.main(results(result_of("FM", {10: 1.0}, row_power=1.0), other))
+
+
+def test_variants_of_a_method_have_labels_of_their_own():
+    names = {
+        ("nsgf++", "independent", 0.0): "NSGF++",
+        ("nsgf++", "sinkhorn", 0.0): "NSGF++, Sinkhorn pairs",
+        ("nsgf++", "exact", 0.0): "NSGF++, exact pairs",
+        ("ot-cfm", "independent", 0.0): "OT-CFM",
+        ("ot-cfm", "exact", 0.5): "OT-CFM, two networks",
+        ("ot-cfm", "sinkhorn", 0.0): "OT-CFM, Sinkhorn pairs",
+        ("fm", "independent", 0.5): "FM, two networks",
+    }
+    assert {settings: config.label_of(*settings) for settings in names} == names
 
 
 def test_another_classifier_is_another_judge(results):

@@ -308,3 +308,21 @@ def test_one_time_or_label_does_not_serve_several_images(key, unchecked_shapes, 
     arguments = (x, jnp.zeros(t), jnp.zeros(labels, jnp.int32))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(UNet(**TINY).init, key, *arguments)
+
+
+@pytest.mark.slow
+def test_a_field_of_two_times_depends_on_each(key):
+    model = UNet(8, (1,), 1, dtype=jnp.float32)
+    x, s, _ = inputs(key)
+    times = jnp.stack([s, s + 0.3], axis=1)
+    params = perturbed(model.init(key, x, times))
+    base = model.apply(params, x, times)
+    assert base.shape == x.shape
+    for column in range(2):
+        moved = model.apply(params, x, times.at[:, column].add(0.2))
+        assert np.max(np.abs(moved - base)) > 1e-3
+    one = model.init(key, x, s)
+    kernel = lambda params: params["params"]["Condition_0"]["Dense_1"]["kernel"]
+    assert (kernel(params).shape, kernel(one).shape) == ((16, 32), (8, 32))
+    with pytest.raises(ValueError, match="one time for each image of x, or two"):
+        model.apply(params, x, times[..., None])
