@@ -1,13 +1,15 @@
-"""The classifier whose features judge generated images of a data set.
+"""The classifiers whose features judge generated images of a data set.
 
 Command:  python -m experiments.classifier --dataset mnist
           python -m experiments.classifier --dataset fashion
+          python -m experiments.classifier --dataset mnist --network mixer --train-steps 2000
 Runtime:  less than ten minutes on two CPU cores; --smoke ends in half a minute.
 Expected: test accuracy of 0.994 (mnist) or 0.92 (fashion); mnist.npz, the weights in float16, and
           mnist.json, their record, in the run's folder. --ship puts them where
           experiments/images/judge.py finds them: tables made before can then not be compared.
-Source:   LeCun et al. 1998, "Gradient-based learning applied to document recognition", the kind
-          of network.
+          experiments.rejudge compares what the two kinds of networks say.
+Source:   LeCun et al. 1998, "Gradient-based learning applied to document recognition", the
+          convolutional network; Tolstikhin et al. 2021, arXiv:2105.01601, the mixer.
 """
 
 import dataclasses
@@ -45,6 +47,8 @@ class Config:
 
     dataset: Literal["mnist", "fashion"] = "mnist"
     """Data set to classify."""
+    network: Literal["convolutional", "mixer"] = "convolutional"
+    """Kind of network: the judge of all tables, or a second one without convolutions."""
     data_dir: str = ""
     """Folder with its files; without it they are downloaded."""
     shift: int = 2
@@ -66,9 +70,13 @@ class Config:
     SELECTION: ClassVar[tuple[str, ...]] = ("data_dir", "ship")
 
     def folder(self) -> pathlib.Path:
-        """``out``, or runs/classifier-DATASET."""
-        name = f"runs/classifier-{self.dataset}{'-smoke' if self.smoke else ''}"
+        """``out``, or runs/classifier-STEM."""
+        name = f"runs/classifier-{self.stem()}{'-smoke' if self.smoke else ''}"
         return pathlib.Path(self.out or name)
+
+    def stem(self) -> str:
+        """What its files are called."""
+        return judge.file_stem(self.dataset, self.network)
 
     def command(self) -> str:
         """What a reader types for the same run; where data and results lie is the reader's."""
@@ -94,9 +102,10 @@ def main(config: Config) -> dict:
         for split in ("train", "test")
     )
     run, key = Run(config), jax.random.key(config.seed)
-    params = learn_classes(run, rows, key=key, shift=config.shift, **flat(config.training))
+    how = {"network": config.network, "shift": config.shift, **flat(config.training)}
+    params = learn_classes(run, rows, key=key, **how)
     with run.timed("evaluate"):
-        score = accuracy(judge.half(params), test)
+        score = accuracy(judge.half(params), test, config.network)
     record = {
         "command": config.command(),
         "test_accuracy": score,
@@ -106,10 +115,10 @@ def main(config: Config) -> dict:
     }
     folders = [run.out, *([judge.CLASSIFIERS] if config.ship else [])]
     for folder in folders:
-        judge.write_classifier(folder, config.dataset, params, record)
+        judge.write_classifier(folder, config.stem(), params, record)
     result = run.finish(test_accuracy=score)
     print(f"test accuracy {score:.4f}; seconds {result['times']}")
-    print(f"{config.dataset}.npz and its record in {' and '.join(map(str, folders))}")
+    print(f"{config.stem()}.npz and its record in {' and '.join(map(str, folders))}")
     return result
 
 
