@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments.harness import cli
+from experiments.images import photographs
 from sinkflow import data
 from sinkflow.data import images
 from sinkflow.metrics import judge, weights
@@ -48,7 +49,12 @@ def load(
     smoke: bool = False,
     shape=classifier.SHAPE,
 ) -> images.Images:
-    """A split of a data set; in a smoke run without a folder :func:`smoke_images`."""
+    """A split of a data set; in a smoke run without a folder :func:`smoke_images`.
+
+    The photographs are their own in every run.
+    """
+    if dataset == photographs.NAME:
+        return photographs.patches(split)
     if smoke and not data_dir:
         return smoke_images(split, shape)
     return images.load(dataset, data_dir or None, split)
