@@ -1,5 +1,6 @@
 """What tests count, for the page "What we test": written on demand, by a whole campaign alone."""
 
+import functools
 import json
 import os
 
@@ -27,7 +28,12 @@ def write_record(name: str, row: str, values: dict) -> None:
         return
     path = RESULTS / f"tested-{name}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    write_json(path, {"rows": dict(sorted({**rows, row: {**values, **_circumstances()}}.items()))})
+
+
+@functools.cache
+def _circumstances() -> dict:
+    """Commit, versions and device, looked at once: a first row makes the checkout dirty."""
     device = provenance.device()
     device.pop("count")  # of this process; drivers that it starts have their own
-    made = {"commit": provenance.commit(), "versions": provenance.versions(), "device": device}
-    write_json(path, {"rows": dict(sorted({**rows, row: {**values, **made}}.items()))})
+    return {"commit": provenance.commit(), "versions": provenance.versions(), "device": device}

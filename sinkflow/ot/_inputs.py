@@ -52,12 +52,14 @@ def check_storage(storage: Storage) -> None:
 
 
 def check_one_device(limits: Limits) -> None:
-    """Raises ValueError for a storage that is spread over devices."""
+    """Raises ValueError for a storage of solves of clouds only: spread over devices, or fused."""
     if isinstance(limits.storage, Sharded):
         raise ValueError(
             f"storage is {limits.storage!r}; this solver works on one device: give it "
             f"{limits.storage.storage!r}"
         )
+    if limits.storage == "fused":
+        raise ValueError("storage is 'fused', which solves two clouds by their points: give 'auto'")
 
 
 def as_float(name: str, value: Any) -> Array:

@@ -194,7 +194,7 @@ def density(
     if cost.matrix is None:
         return _recomputed(cost, f, g, epsilon), functools.partial(column_sums, cost, f, g, epsilon)
     (n, m), devices = cost.shape, cost.devices
-    full = kept(storage) == "full"
+    full = kept(storage) != "half"
     shift = 0.0 if full else _half_shift(n, m)
 
     def stored(costs: Array, f: Array) -> Array:

@@ -1,9 +1,12 @@
 """Solves of centred clouds, with their derivatives: what solver and divergence share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _cost, _gradients, _iterations, _kernel
+from sinkflow.ot import _centred, _cost, _fused, _gradients, _iterations, _kernel
 from sinkflow.ot._certificate import certify, doubted
 from sinkflow.ot._shapes import VectorM, VectorN
 from sinkflow.ot.limits import Limits, Storage
@@ -37,7 +40,7 @@ def solve(
 ) -> SinkhornOutput:
     """:func:`sinkhorn` of centred clouds, on costs that the caller has and goes on using."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, problem.b, g_init))
-    out = _iterations.sinkhorn(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
+    out = _iterated(_fused.sinkhorn, _iterations.sinkhorn, fixed, limits)
     return _differentiable(out, out.f, out.g, problem, gradient, False, limits.storage)
 
 
@@ -50,8 +53,17 @@ def solve_self(
 ) -> SinkhornOutput:
     """The same for :func:`sinkhorn_self`."""
     fixed = jax.lax.stop_gradient((cost, problem.epsilon, problem.a, f_init))
-    out = _iterations.sinkhorn_self(*fixed, *limits._replace(storage=_kernel.kept(limits.storage)))
+    out = _iterated(_fused.sinkhorn_self, _iterations.sinkhorn_self, fixed, limits)
     return _differentiable(out, out.f, out.f, problem, gradient, True, limits.storage)
+
+
+def _iterated(
+    fused: Callable, plain: Callable, fixed: tuple[Any, ...], limits: Limits
+) -> SinkhornOutput:
+    threshold, max_iterations, storage = limits
+    if storage == "fused":
+        return fused(*fixed, threshold, max_iterations)
+    return plain(*fixed, threshold, max_iterations, _kernel.kept(storage))
 
 
 def unroll(

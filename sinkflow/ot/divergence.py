@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sinkflow.ot import _centred, _cost, _inputs, _kernel, _loops
+from sinkflow.ot import _centred, _cost, _fused, _inputs, _kernel, _loops
 from sinkflow.ot._gradients import Problem
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._projection import project
@@ -156,7 +156,7 @@ def _images(
     """
     moved = _centred.centred(x, y, a, b)
     problem = Problem(moved.x, moved.y, epsilon, a, b)
-    limits = limits._replace(storage=_kernel.storage_for(limits.storage, x, y))
+    limits = limits._replace(storage=_fused.storage_for(limits.storage, x, y))
     cost = _kernel.make_cost(moved.x, moved.y, limits.storage)
     init = None if g_init is None else g_init - moved.of_y
     out = solve(problem, cost, init, limits)
@@ -169,7 +169,7 @@ def _self_images(
 ) -> tuple[CloudN, SinkhornOutput]:
     """The same for a cloud and itself, which the identity plan leaves where it is."""
     x = _centred.centred(x, x, a, a).x
-    limits = limits._replace(storage=_kernel.storage_for(limits.storage, x, x))
+    limits = limits._replace(storage=_fused.storage_for(limits.storage, x, x))
     cost = _kernel.make_cost(x, x, limits.storage)
     out = solve_self(Problem(x, x, epsilon, a, a), cost, f_init, limits)
     return _self_project(cost, out.f, epsilon, a), out
@@ -243,7 +243,7 @@ def _divergence(
 
     def solved(x: Array, y: Array, a: Array, b: Array, same: bool = False) -> SinkhornOutput:
         problem = Problem(x, y, epsilon, a, b)
-        limits = Limits(threshold, max_iterations, _kernel.storage_for(storage, x, y))
+        limits = Limits(threshold, max_iterations, _fused.storage_for(storage, x, y))
         if count:
             return unroll(problem, limits, count, same=same)
         cost = _kernel.make_cost(x, y, limits.storage)

@@ -9,8 +9,8 @@ from sinkflow.types import ScalarLike
 
 __all__ = ["STORAGES", "Limits", "Sharded"]
 
-STORAGES = ("auto", "full", "half", "chunks")
-"""What :class:`Limits` takes as ``storage``, and :class:`Sharded` for each device's rows."""
+STORAGES = ("auto", "full", "half", "chunks", "fused")
+"""What :class:`Limits` takes as ``storage``; all but "fused" :class:`Sharded` for its rows."""
 
 
 @jax.tree_util.register_static
@@ -59,9 +59,10 @@ class Sharded:
                 f"mesh has the axes {self.mesh.axis_names}; rows are spread over one: give "
                 "jax.sharding.Mesh(mesh.devices.ravel(), ('rows',))"
             )
-        if self.storage not in STORAGES:
+        choices = [name for name in STORAGES if name != "fused"]
+        if self.storage not in choices:
             raise ValueError(
-                f"unknown storage {self.storage!r}; choose one of {', '.join(STORAGES)}"
+                f"unknown storage {self.storage!r}; choose one of {', '.join(choices)}"
             )
         # Beside the sums over columns XLA decides how vectors are spread: with Explicit axes it
         # would be us.
@@ -83,7 +84,10 @@ class Limits(NamedTuple):
         float32). "half" keeps the densities in float16 (6 bytes a pair); its sums carry a relative
         error of about 1e-4, so thresholds far below 1e-3 are out of reach, and said to be: the
         certificate is measured in full precision. "chunks" keeps nothing: rows are recomputed
-        for every product, for clouds beyond memory. "auto" takes the first that fits. A
+        for every product, for clouds beyond memory. "fused" makes each whole solve of two clouds
+        of up to 256 points in one kernel, with the digits of "half": in float32, on GPUs of
+        compute capability 9.0 (H100, H200). "auto" takes the first of the others that fits, and
+        "fused" where it is possible and was tried with this version of jax. A
         :class:`Sharded` spreads the solve over several devices.
 
     Numerics:

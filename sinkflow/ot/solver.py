@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from sinkflow.ot import _centred, _gradients, _inputs, _kernel
+from sinkflow.ot import _centred, _fused, _gradients, _inputs, _kernel
 from sinkflow.ot._inputs import check_limits, check_problem
 from sinkflow.ot._shapes import CloudM, CloudN, VectorM, VectorN
 from sinkflow.ot._solves import STATIC, as_given, iterations_to_unroll, solve, solve_self, unroll
@@ -150,7 +150,7 @@ def _cloud_to_cloud(
     a, b = _inputs.distribution(a, x), _inputs.distribution(b, y)
     moved = _centred.centred(x, y, a, b)
     problem = _gradients.Problem(moved.x, moved.y, _inputs.positive(epsilon), a, b)
-    limits = Limits(threshold, max_iterations, _kernel.storage_for(storage, x, y))
+    limits = Limits(threshold, max_iterations, _fused.storage_for(storage, x, y))
     if count:
         out = unroll(problem, limits, count)
     else:
@@ -175,7 +175,7 @@ def _cloud_to_itself(
     a = _inputs.distribution(a, x)
     x = _centred.centred(x, x, a, a).x
     problem = _gradients.Problem(x, x, _inputs.positive(epsilon), a, a)
-    limits = Limits(threshold, max_iterations, _kernel.storage_for(storage, x, x))
+    limits = Limits(threshold, max_iterations, _fused.storage_for(storage, x, x))
     if count:
         return unroll(problem, limits, count, same=True)
     return solve_self(problem, _kernel.make_cost(x, x, limits.storage), f_init, limits, gradient)
