@@ -132,7 +132,8 @@ def _images() -> Iterator[Driver]:
     made = _file("cifar10-memory-h200")
     yield Driver("cifar10", "--inception-weights FILE", made, expected=expected)
     told = "the path of CIFAR-10 on patches of photographs"
-    yield Driver("cifar10", "--dataset photographs --smoke", expected=told)
+    time = "two minutes on two CPU cores"
+    yield Driver("cifar10", "--dataset photographs --smoke", time=time, expected=told)
     for dataset in ("mnist", "fashion"):
         runs = " ".join(f"runs/{dataset}-{method}" for method in methods)
         made = _file(f"table-{dataset}", kind="md")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import rejudge
-from experiments.images import judge
+from experiments.images import judge, rankings
 from sinkflow.data.images import Images
 from sinkflow.metrics import weights
 
@@ -34,7 +34,7 @@ def test_each_classifier_scores_every_file_as_its_judge_does(judged):
     written = json.loads((pathlib.Path(config.out) / "result.json").read_text())
     assert written == json.loads(json.dumps(result))
     train, test = (judge.smoke_images(split) for split in ("train", "test"))
-    splits = train, rejudge.in_random_order(test)
+    splits = train, rankings.in_random_order(test)
     real, mirrored = config.samples  # their stems are the same, so they go by their paths
     for network, found in result["judged"].items():
         judging = judge.Judge("mnist", *splits, num_images=COUNT, network=network)
@@ -51,7 +51,7 @@ def test_each_classifier_scores_every_file_as_its_judge_does(judged):
 
 def test_test_images_are_compared_in_no_order_of_the_file():
     labels = np.arange(200, dtype=np.uint8)
-    mixed = rejudge.in_random_order(
+    mixed = rankings.in_random_order(
         Images(np.tile(labels[:, None, None, None], (1, 2, 2, 1)), labels)
     )
     np.testing.assert_array_equal(mixed.pixels[:, 1, 1, 0], mixed.labels)
@@ -66,12 +66,12 @@ def test_pairs_that_are_ordered_differently_are_named_with_their_values():
         "one": {"a": {"fd": 1.0, "recall": 0.5}, "b": {"fd": 2.0, "recall": 0.6}},
         "other": {"a": {"fd": 4.0, "recall": 0.7}, "b": {"fd": 3.0, "recall": 0.8}},
     }
-    assert rejudge.disagreements(found, ["fd", "recall"]) == [
+    assert rankings.disagreements(found, ["fd", "recall"]) == [
         "FD ↓: one has a 1, b 2; other has a 4, b 3"
     ]
-    assert rejudge.disagreements(found, ["recall"]) == []
+    assert rankings.disagreements(found, ["recall"]) == []
     found["other"]["a"]["fd"] = 3.0  # a tie is no other order
-    assert rejudge.disagreements(found, ["fd"]) == []
+    assert rankings.disagreements(found, ["fd"]) == []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_pairs_that_are_ordered_differently_are_named_with_their_values():
 )
 def test_no_file_or_one_twice_is_refused(paths, message):
     with pytest.raises(ValueError, match=message):
-        rejudge.read(paths, 3)
+        rankings.read(paths, 3)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_other_arrays_are_refused(images, tmp_path):
     path = tmp_path / "fm.npz"
     np.savez_compressed(path, images=images)
     with pytest.raises(ValueError, match=r"fm\.npz .*; --num-samples says how many images"):
-        rejudge.read([str(path)], 3)
+        rankings.read([str(path)], 3)
