@@ -183,6 +183,7 @@ SHAPES = [
     ("labels in floats", condition([0.0, 1.0]), "labels have dtype float32.*integers"),
     ("image predictor of vectors", applied(unet.ConvTimePredictor(), X), "x has shape .* images"),
     ("classifier of vectors", applied(classifier.Classifier(), X), "the classifier is for"),
+    ("mixer of vectors", applied(classifier.MixerClassifier(), X), "the classifier is for"),
 ]
 TRAINING = [
     (

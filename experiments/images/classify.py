@@ -22,6 +22,7 @@ def learn_classes(
     rows: images.Images,
     *,
     key: jax.Array,
+    network: str,
     shift: int,
     batch_size: int,
     train_steps: int,
@@ -35,6 +36,7 @@ def learn_classes(
       run: owns the folder, the log and the clock.
       rows: the images to learn from.
       key: PRNG key.
+      network: one of :data:`experiments.images.judge.NETWORKS`.
       shift: images are moved by up to this along both axes [pixels].
       batch_size: images of each optimiser step, over all devices.
       train_steps: optimiser steps.
@@ -43,12 +45,13 @@ def learn_classes(
       checkpoint_every: optimiser steps between checkpoints.
     """
     key_init, key_train = jax.random.split(key)
+    model = judge.NETWORKS[network]
     with run.timed("train"):
         rate = decaying(learning_rate, train_steps)
         optimizer = adam(rate)
-        params = judge.MODEL.init(key_init, jnp.zeros((1, *classifier.SHAPE)))
+        params = model.init(key_init, jnp.zeros((1, *classifier.SHAPE)))
         # No moving average: the rate decays to zero.
-        step = train.make_step(judge.MODEL.apply, optimizer, ema_decay=0.0, loss_fn=cross_entropy)
+        step = train.make_step(model.apply, optimizer, ema_decay=0.0, loss_fn=cross_entropy)
         check_batch(batch_size)
         draw = functools.partial(sample, batch_size=batch_size, shift=shift)
         state = fit(
@@ -87,6 +90,6 @@ def shifted(key, pixels, most: int):
     return jax.vmap(cut)(padded, corners)
 
 
-def accuracy(params, test: images.Images) -> float:
+def accuracy(params, test: images.Images, network: str) -> float:
     """Share of images whose class the classifier names."""
-    return float(np.mean(judge.look(params, test.pixels)[1] == test.labels))
+    return float(np.mean(judge.look(params, test.pixels, network)[1] == test.labels))

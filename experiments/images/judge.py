@@ -8,16 +8,18 @@ import jax
 import numpy as np
 
 from experiments.harness import cli
+from experiments.images import photographs
 from sinkflow import data
 from sinkflow.data import images
 from sinkflow.metrics import judge, weights
 from sinkflow.metrics.judge import QUALITY, indistinct, shares
-from sinkflow.metrics.weights import MODEL, Weights, half, write_classifier
+from sinkflow.metrics.weights import MODEL, Network, Weights, half, write_classifier
 from sinkflow.nets import classifier
 
 __all__ = [
     "CLASSIFIERS",
     "MODEL",
+    "NETWORKS",
     "QUALITY",
     "Judge",
     "flat",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 CLASSIFIERS = pathlib.Path(__file__).parent.parent / "classifiers"  # the shipped ones
+NETWORKS: dict[str, Network] = {"convolutional": MODEL, "mixer": classifier.MixerClassifier()}
+"""Kinds of classifiers, each trained on its own; the first one judges by default."""
+CONVOLUTIONAL, _ = NETWORKS
 SMOKE_SPLITS = {"train": slice(0, 1280), "test": slice(1280, 1792)}
 LEAST_IMAGES = 6  # coverage looks at five neighbours
 
@@ -44,7 +49,12 @@ def load(
     smoke: bool = False,
     shape=classifier.SHAPE,
 ) -> images.Images:
-    """A split of a data set; in a smoke run without a folder :func:`smoke_images`."""
+    """A split of a data set; in a smoke run without a folder :func:`smoke_images`.
+
+    The photographs are their own in every run.
+    """
+    if dataset == photographs.NAME:
+        return photographs.patches(split)
     if smoke and not data_dir:
         return smoke_images(split, shape)
     return images.load(dataset, data_dir or None, split)
@@ -67,16 +77,27 @@ def smoke_images(split: str, shape: tuple[int, int, int] = classifier.SHAPE) -> 
     return images.Images(np.pad(enlarged, [(0, 0), *margins, (0, 0)]), labels.astype(np.uint8))
 
 
-def read_classifier(dataset: str, folder: pathlib.Path = CLASSIFIERS) -> Weights:
+def file_stem(dataset: str, network: str) -> str:
+    """What the files of a data set's classifier of one of :data:`NETWORKS` are called."""
+    return dataset if network == CONVOLUTIONAL else f"{dataset}-{network}"
+
+
+def read_classifier(
+    dataset: str, folder: pathlib.Path = CLASSIFIERS, network: str = CONVOLUTIONAL
+) -> Weights:
     """:func:`sinkflow.metrics.weights.read_classifier`, by default of a shipped one."""
-    remedy = f"train it: python -m experiments.classifier --dataset {dataset} --ship"
-    return weights.read_classifier(folder, dataset, remedy=remedy)
+    kind = "" if network == CONVOLUTIONAL else f" --network {network}"
+    remedy = f"train it: python -m experiments.classifier --dataset {dataset}{kind} --ship"
+    stem, model = file_stem(dataset, network), NETWORKS[network]
+    return weights.read_classifier(folder, stem, model=model, remedy=remedy)
 
 
-def look(params: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def look(
+    params: Any, pixels: np.ndarray, network: str = CONVOLUTIONAL
+) -> tuple[np.ndarray, np.ndarray]:
     """:func:`sinkflow.metrics.weights.look`, with a bar."""
     bar = functools.partial(cli.progress("features"), leave=False)
-    return weights.look(params, pixels, progress=bar)
+    return weights.look(params, pixels, model=NETWORKS[network], progress=bar)
 
 
 class Judge(judge.Judge):
@@ -90,6 +111,7 @@ class Judge(judge.Judge):
       num_images: how many images are compared; at most all of ``test``.
       seed: of the training images behind the floor, and of the traps.
       folder: of the classifier.
+      network: its kind, one of :data:`NETWORKS`.
 
     Raises:
       ValueError: more images than there are; an altered classifier.
@@ -104,14 +126,17 @@ class Judge(judge.Judge):
         num_images: int = 10_000,
         seed: int = 0,
         folder: pathlib.Path = CLASSIFIERS,
+        network: str = CONVOLUTIONAL,
     ):
         most = min(len(train.labels), len(test.labels))
         if not LEAST_IMAGES <= num_images <= most:
             raise ValueError(
                 f"num_images is {num_images}; this data set allows {LEAST_IMAGES} to {most}"
             )
-        self.weights = None if dataset is None else read_classifier(dataset, folder)
-        sees = self.weights and functools.partial(look, jax.device_put(self.weights.params))
+        self.weights = None if dataset is None else read_classifier(dataset, folder, network)
+        sees = self.weights and functools.partial(
+            look, jax.device_put(self.weights.params), network=network
+        )
         super().__init__(train.pixels, test.pixels[:num_images], sees, vectors_fn=flat)
         self.random = np.random.default_rng(seed)
         self.floor_images = self.random.choice(self.train, num_images, replace=False)

@@ -21,7 +21,7 @@ from sinkflow.metrics import inception
 def load_splits(
     dataset: str, data_dir: str, *, smoke: bool, shape: tuple[int, int, int]
 ) -> tuple[images.Images, images.Images]:
-    """Training and test images; a smoke run takes enlarged 8x8 digits."""
+    """Training and test images; a smoke run takes what needs no files."""
     folder = "" if smoke else data_dir
     train_set, test_set = (
         judge.load(dataset, folder, split, smoke=smoke, shape=shape) for split in ("train", "test")

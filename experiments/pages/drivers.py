@@ -133,6 +133,9 @@ def _images() -> Iterator[Driver]:
     expected = f"{peak:.1f} GB of device memory"
     made = _file("cifar10-memory-h200")
     yield Driver("cifar10", "--inception-weights FILE", made, expected=expected)
+    told = "the path of CIFAR-10 on patches of photographs"
+    time = "two minutes on two CPU cores"
+    yield Driver("cifar10", "--dataset photographs --smoke", time=time, expected=told)
     for dataset in ("mnist", "fashion"):
         runs = " ".join(f"runs/{dataset}-{method}" for method in methods)
         made = _file(f"table-{dataset}", kind="md")
@@ -154,10 +157,14 @@ def _generators() -> Iterator[Driver]:
 
 
 def _classifiers() -> Iterator[Driver]:
-    for dataset in ("mnist", "fashion"):
-        path = f"classifiers/{dataset}.json"
-        expected = f"test accuracy {read_object(FOLDER / path)['test_accuracy']:.4f}"
-        yield Driver("classifier", f"--dataset {dataset}", (path,), expected=expected)
+    for dataset, kind in itertools.product(("mnist", "fashion"), ("", "-mixer")):
+        path = f"classifiers/{dataset}{kind}.json"
+        found = read_object(FOLDER / path)
+        options = found["command"].partition("experiments.classifier ")[2].removesuffix(" --ship")
+        expected = f"test accuracy {found['test_accuracy']:.4f}"
+        yield Driver("classifier", options, (path,), expected=expected)
+    expected = "scores by both classifiers, and where their rankings disagree"
+    yield Driver("rejudge", "--dataset mnist --samples A.npz B.npz", expected=expected)
 
 
 def _speed() -> Iterator[Driver]:

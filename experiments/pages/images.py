@@ -165,11 +165,11 @@ def settings() -> str:
 def classifiers() -> str:
     """The classifiers that judge."""
     body = []
-    for dataset in DATASETS:
-        path = f"classifiers/{dataset}.json"
+    for stem in (f"{dataset}{kind}" for dataset in DATASETS for kind in ("", "-mixer")):
+        path = f"classifiers/{stem}.json"
         found = read_object(ROOT / "experiments" / path)
         numbers = [f"{found['test_accuracy']:.4f}", f"{found['num_test']:,}"]
-        body.append([f"[{dataset}](../{path})", *numbers, f"`{found['command']}`"])
+        body.append([f"[{stem}](../{path})", *numbers, f"`{found['command']}`"])
     header = ["data", "test accuracy", "test images", "command"]
     return tables.markdown(tables.Table("Classifiers that judge", header, body))
 

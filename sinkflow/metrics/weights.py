@@ -16,13 +16,15 @@ from jaxtyping import Int, UInt8
 
 from sinkflow import _sums, checkpoint, files
 from sinkflow.data import images
-from sinkflow.nets.classifier import SHAPE, Classifier
+from sinkflow.nets.classifier import SHAPE, Classifier, MixerClassifier
 from sinkflow.types import Array, Float
 
 __all__ = ["BATCH", "MODEL", "Weights", "half", "look", "read_classifier", "write_classifier"]
 
+Network = Classifier | MixerClassifier
+
 MODEL = Classifier()
-"""The network that all files of weights are for."""
+"""The network that files of weights are for unless another is named."""
 BATCH = 250
 """Images of one call of the classifier; more take longer on a CPU."""
 
@@ -66,19 +68,24 @@ def write_classifier(
 
 
 def read_classifier(
-    folder: pathlib.Path, dataset: str, *, remedy: str = "write it with write_classifier"
+    folder: pathlib.Path,
+    dataset: str,
+    *,
+    model: Network = MODEL,
+    remedy: str = "write it with write_classifier",
 ) -> Weights:
     """The classifier of a data set, in float32.
 
     Args:
       folder: where :func:`write_classifier` wrote it.
       dataset: its name there.
+      model: the network whose weights they are.
       remedy: what an error tells the user to do.
 
     Raises:
       FileNotFoundError: there is none in the folder.
       ValueError: a damaged file, weights that are not those of the record, or not of
-        :data:`MODEL`.
+        ``model``.
     """
     path, about = folder / f"{dataset}.npz", folder / f"{dataset}.json"
     for needed in (path, about):
@@ -92,7 +99,7 @@ def read_classifier(
             f"{path} is altered or of another training: its SHA-256 is {digest}, "
             f"{about.name} says {record['sha256']}; {remedy}"
         )
-    halves = files.read_arrays(path, _forms(), remedy=remedy)
+    halves = files.read_arrays(path, _forms(model), remedy=remedy)
     arrays = {name: values.astype(np.float32) for name, values in halves.items()}
     return Weights(flax.traverse_util.unflatten_dict(arrays, sep="/"), record)
 
@@ -110,9 +117,9 @@ def _check_sums(path: pathlib.Path, names: list[str], remedy: str) -> None:
 
 
 @functools.cache
-def _forms() -> dict[str, jax.ShapeDtypeStruct]:
+def _forms(model: Network = MODEL) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the network's parameters in a file, by name."""
-    params: Any = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    params: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, np.float16)  # type: ignore[no-untyped-call]
@@ -120,10 +127,10 @@ def _forms() -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-@jax.jit
-def _look(params: Any, pixels: Array) -> tuple[Array, Array]:
-    features: Any = MODEL.apply(params, images.scale(pixels), method="features")
-    logits: Any = MODEL.apply(params, features, method="logits")
+@functools.partial(jax.jit, static_argnames="model")
+def _look(model: Network, params: Any, pixels: Array) -> tuple[Array, Array]:
+    features: Any = model.apply(params, images.scale(pixels), method="features")
+    logits: Any = model.apply(params, features, method="logits")
     return features, logits.argmax(axis=1)
 
 
@@ -131,16 +138,18 @@ def look(
     params: Any,
     pixels: UInt8[np.ndarray, "n 28 28 1"],
     *,
+    model: Network = MODEL,
     progress: Callable[[range], Iterable[int]] = iter,
-) -> tuple[Float[np.ndarray, "n 128"], Int[np.ndarray, "n"]]:
+) -> tuple[Float[np.ndarray, "n features"], Int[np.ndarray, "n"]]:
     """What the classifier sees in images: features and classes.
 
     Args:
       params: from :func:`read_classifier`.
       pixels: grey images.
+      model: the network whose parameters they are.
       progress: wraps the batches' first indices, for a progress bar.
     """
     starts = progress(range(0, len(pixels), BATCH))
-    batches = [jax.device_get(_look(params, pixels[at : at + BATCH])) for at in starts]
+    batches = [jax.device_get(_look(model, params, pixels[at : at + BATCH])) for at in starts]
     features, classes = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return features, classes

@@ -1,6 +1,6 @@
-"""Networks, as Linen modules: for vectors, images, latent points, and the classifier of images."""
+"""Networks, as Linen modules: for vectors, images, latent points, and classifiers of images."""
 
-from sinkflow.nets.classifier import Classifier
+from sinkflow.nets.classifier import Classifier, MixerClassifier
 from sinkflow.nets.flat import Network, flattened, on_vectors
 from sinkflow.nets.generators import ConvGenerator, GeneratorMLP
 from sinkflow.nets.mlp import FlowMapMLP, TimePredictorMLP, VelocityMLP
@@ -13,6 +13,7 @@ __all__ = [
     "ConvTimePredictor",
     "FlowMapMLP",
     "GeneratorMLP",
+    "MixerClassifier",
     "Network",
     "TimePredictorMLP",
     "UNet",

@@ -95,6 +95,7 @@ def test_training_with_other_settings_is_refused(smoke):
     [
         ("mnist --dataset fashion --method ot-cfm", "OT-CFM", True),
         ("cifar10", "NSGF++", False),
+        ("cifar10 --dataset photographs", "NSGF++", False),
     ],
 )
 def test_smoke_runs_take_less_than_90_seconds_of_two_cores(command, method, judged, tmp_path):
